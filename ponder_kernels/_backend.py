@@ -1,0 +1,59 @@
+"""One visible function decides which implementation an operator runs."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+
+import torch
+
+BACKENDS = ("auto", "triton", "torch")
+TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+
+def triton_installed() -> bool:
+    """Whether the triton package can be imported (it is not imported here)."""
+    return importlib.util.find_spec("triton") is not None
+
+
+def triton_interpreted() -> bool:
+    """Whether Triton kernels run on CPU tensors through Triton's interpreter (TRITON_INTERPRET=1)."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def choose_backend(backend: str, *tensors: torch.Tensor) -> str:
+    """Decide between the Triton kernels and the plain-torch reference.
+
+    ``auto`` takes Triton for CUDA tensors of at most 32 bits and the reference for everything else (CPU, float64);
+    the environment never changes its answer. An explicit backend that cannot run raises.
+
+    Args:
+        backend: "auto", "triton" or "torch".
+        tensors: the operator's floating-point inputs.
+
+    Returns:
+        "triton" or "torch".
+
+    Raises:
+        ValueError: unknown backend, or "triton" with tensors its kernels cannot take.
+        RuntimeError: "triton" where Triton is not installed.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
+    on_gpu = all(t.device.type == "cuda" for t in tensors)
+    fits = all(t.dtype in TRITON_DTYPES for t in tensors)
+    if backend == "auto":
+        return "triton" if on_gpu and fits and triton_installed() else "torch"
+    if backend == "torch":
+        return "torch"
+    if not triton_installed():
+        raise RuntimeError("backend: 'triton' was asked for, but the triton package is not installed")
+    if not fits:
+        got = ", ".join(sorted({str(t.dtype).removeprefix("torch.") for t in tensors}))
+        raise ValueError(f"backend: 'triton' takes float16, bfloat16 and float32 tensors, got {got}")
+    if not on_gpu and not triton_interpreted():
+        devices = ", ".join(sorted({t.device.type for t in tensors}))
+        raise ValueError(
+            f"backend: 'triton' takes CUDA tensors (or TRITON_INTERPRET=1 set before import), got {devices} tensors"
+        )
+    return "triton"

@@ -1,0 +1,34 @@
+"""Named epsilons, each with the reason for its value. References and kernels import the same names."""
+
+# PonderV2 adds this to numerator and denominator of the NeuS alpha, so that an interval far inside or outside
+# the surface (both sigmoids 0) gives alpha near 1 instead of 0/0.
+NEUS_ALPHA_EPS = 1e-5
+
+# PonderV2 adds this inside every factor of the transmittance product: an opaque sample (alpha = 1) then leaves
+# 1e-7 instead of 0, and the product's gradient stays finite.
+TRANSMITTANCE_EPS = 1e-7
+
+# Divisor guard of the expected depth; a missed ray (all weights 0) then gets depth 0 instead of NaN.
+DEPTH_EPS = 1e-10
+
+# Smooth floor under the norm of a direction: with it n/|n| has a bounded derivative at n = 0.
+NORMAL_EPS = 1e-6
+
+# NeuS inverse standard deviation exp(10 v) is kept in this range (PonderV2's clip): outside it the sigmoid is a
+# step in float32 and its gradient is noise.
+INV_S_MIN = 1e-6
+INV_S_MAX = 1e6
+
+# Laplace density: beta = |beta| + this floor, so that 1/beta stays below 1e4.
+BETA_MIN = 1e-4
+
+# Sharpness of the SDF decoder's softplus, and the argument above which it is the identity (torch.nn.Softplus).
+SOFTPLUS_BETA = 100.0
+SOFTPLUS_THRESHOLD = 20.0
+
+# Inverse-CDF resampling: total weight of a ray is padded up to this, so that an empty ray is sampled uniformly;
+# CDF steps below it count as flat.
+PDF_EPS = 1e-5
+
+# Added to the interval length when an SDF slope is estimated by finite differences.
+SLOPE_EPS = 1e-5
