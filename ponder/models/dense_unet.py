@@ -1,0 +1,84 @@
+"""Dense 3D U-Net with the topology and parameter names of PonderV2's UNet3D-v1m2."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import torch
+from torch import Tensor, nn
+
+
+def _unit(in_channels: int, out_channels: int) -> nn.Sequential:
+    """Batch norm, 3x3x3 convolution without bias, ReLU."""
+    conv = nn.Conv3d(in_channels, out_channels, 3, padding=1, bias=False)
+    parts = [("batchnorm", nn.BatchNorm3d(in_channels)), ("conv", conv), ("ReLU", nn.ReLU(inplace=True))]
+    return nn.Sequential(OrderedDict(parts))
+
+
+class _Encoder(nn.Module):
+    def __init__(self, in_channels: int, out_channels: int, pool: bool) -> None:
+        super().__init__()
+        self.pooling = nn.MaxPool3d(2) if pool else None
+        self.basic_module = _unit(in_channels, out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.basic_module(x if self.pooling is None else self.pooling(x))
+
+
+class _Upsampling(nn.Module):
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.upsample = nn.ConvTranspose3d(in_channels, out_channels, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor, size: torch.Size) -> Tensor:
+        return self.upsample(x, output_size=size)
+
+
+class _Decoder(nn.Module):
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.upsampling = _Upsampling(in_channels, out_channels)
+        self.basic_module = _unit(out_channels, out_channels)
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        return self.basic_module(skip + self.upsampling(x, skip.shape[2:]))
+
+
+class DenseUNet(nn.Module):
+    """Encoder-decoder on a dense volume; every level is one norm-convolution-ReLU unit, skips are added.
+
+    Args:
+        in_channels: channels of the input volume.
+        out_channels: channels of the output volume.
+        base_channels: width of the finest level; PonderV2 uses 32.
+        levels: number of resolutions, each twice as wide and half as fine as the one above.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, base_channels: int = 32, levels: int = 4) -> None:
+        super().__init__()
+        if levels < 2:
+            raise ValueError(f"levels: expected at least 2, got {levels}")
+        widths = [base_channels * 2**level for level in range(levels)]
+        inputs = [in_channels, *widths[:-1]]
+        self.levels = levels
+        self.encoders = nn.ModuleList(
+            _Encoder(i, o, level > 0) for level, (i, o) in enumerate(zip(inputs, widths, strict=True))
+        )
+        pairs = zip(widths[:0:-1], widths[-2::-1], strict=True)
+        self.decoders = nn.ModuleList(_Decoder(high, low) for high, low in pairs)
+        self.final_conv = nn.Conv3d(widths[0], out_channels, 1)
+
+    def forward(self, volume: Tensor) -> Tensor:
+        """[B, in_channels, D, H, W] -> [B, out_channels, D, H, W]; each size at least 2^(levels - 1)."""
+        smallest = 2 ** (self.levels - 1)
+        if min(volume.shape[2:]) < smallest:
+            raise ValueError(f"volume: expected at least {smallest} voxels per axis, got shape {list(volume.shape)}")
+        skips: list[Tensor] = []
+        x = volume
+        for encoder in self.encoders:
+            x = encoder(x)
+            skips.append(x)
+        skips.pop()
+        for decoder in self.decoders:
+            x = decoder(x, skips.pop())
+        return self.final_conv(x)

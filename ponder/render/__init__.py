@@ -1,0 +1,1 @@
+"""Fields, samplers, renderer and losses: the only part of the pipeline that calls ponder_kernels."""

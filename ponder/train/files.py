@@ -1,0 +1,63 @@
+"""Files that are either whole or absent: written beside their place, flushed, then renamed over it."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+
+class OutputError(OSError):
+    """An output folder or file that cannot be written; the message is one sentence."""
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
+    """Call `write` on a temporary file in the same folder, then rename it to `path`.
+
+    A reader, or a process killed at any moment, finds the old content or the new, never a part of it.
+    """
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            write(stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text file atomically."""
+    write_atomically(path, lambda stream: stream.write(text.encode()) and None)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write indented JSON atomically; NaN and infinity are refused, since JSON has no way to write them."""
+    write_text(path, json.dumps(data, indent=2, allow_nan=False) + "\n")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete temporary files of a process that was killed while writing."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+def make_output_folder(folder: Path) -> Path:
+    """Create a folder and make sure that files can be written into it.
+
+    Raises:
+        OutputError: it cannot be created or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".probe."):
+            pass
+    except OSError as error:
+        raise OutputError(f"output folder {folder} is not writable: {error.strerror or error}") from None
+    return folder

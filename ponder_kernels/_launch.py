@@ -1,0 +1,158 @@
+"""Host-side helpers of every operator: launch plans, compile signatures, costs, first-order autograd.
+
+Nothing here imports Triton, so the package works where Triton is not installed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch.autograd.function import FunctionCtx
+
+
+class Cost(NamedTuple):
+    """Least traffic and arithmetic of one call: every input read once, every output written once."""
+
+    bytes_read: int
+    bytes_written: int
+    flops: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The compile-time half of a launch: constexpr arguments by name, and warps per program."""
+
+    constexprs: Mapping[str, int | bool] = field(default_factory=dict)
+    num_warps: int = 4
+
+
+@dataclass(frozen=True)
+class Specialisation:
+    """One compiled form of a kernel, as the compile test builds it.
+
+    Attributes:
+        kernel: the @triton.jit function.
+        signature: argument name -> "*fp32", "i32", "constexpr"...; constexprs included.
+        constexprs: values of the constexpr arguments, those that Triton makes constant (stride 1) included.
+        num_warps: warps per program.
+        aligned: arguments that are multiples of 16: pointers (bytes) and integers.
+    """
+
+    kernel: Any
+    signature: Mapping[str, str]
+    constexprs: Mapping[str, int | bool]
+    num_warps: int
+    aligned: Sequence[str]
+
+    @property
+    def label(self) -> str:
+        """Kernel name, pointer types and constexprs on one line."""
+        pointers = ",".join(t for t in self.signature.values() if t.startswith("*"))
+        values = ",".join(f"{k}={int(v)}" for k, v in self.constexprs.items())
+        return f"{self.kernel.__name__}[{pointers}][{values}]"
+
+
+TRITON_TYPES = {
+    torch.float16: "fp16",
+    torch.bfloat16: "bf16",
+    torch.float32: "fp32",
+    torch.int32: "i32",
+    torch.int64: "i64",
+}
+
+
+def cdiv(a: int, b: int) -> int:
+    """Smallest integer not below a / b."""
+    return -(-a // b)
+
+
+def next_power_of_two(n: int) -> int:
+    """Smallest power of two not below n (1 for n <= 1)."""
+    return 1 << max(n - 1, 0).bit_length()
+
+
+def specialise(
+    kernel: Any,
+    plan: Plan,
+    pointers: Mapping[str, torch.dtype] | None = None,
+    floats: Sequence[str] = (),
+    ones: Sequence[str] = (),
+    aligned: Sequence[str] = (),
+) -> Specialisation:
+    """Describe one compiled form of `kernel` launched with `plan`.
+
+    Arguments named ``*_ptr`` are pointers (float32 unless `pointers` says otherwise); those in `floats` are
+    float scalars; those in `ones` are integers equal to 1, which Triton turns into constants; the rest are
+    int32, those in `aligned` multiples of 16. Pointers are taken to be aligned to 16 bytes.
+    """
+    pointers = pointers or {}
+    constexprs = {**plan.constexprs, **dict.fromkeys(ones, 1)}
+    signature = {}
+    for name in kernel.arg_names:
+        if name in constexprs:
+            signature[name] = "constexpr"
+        elif name.endswith("_ptr"):
+            signature[name] = "*" + TRITON_TYPES[pointers.get(name, torch.float32)]
+        else:
+            signature[name] = "fp32" if name in floats else "i32"
+    ordered = {name: constexprs[name] for name in kernel.arg_names if name in constexprs}
+    pointer_names = [name for name, kind in signature.items() if kind.startswith("*")]
+    return Specialisation(kernel, signature, ordered, plan.num_warps, (*pointer_names, *aligned))
+
+
+def launch(kernel: Any, grid: tuple[int, ...], plan: Plan, *args: object) -> None:
+    """Run `kernel` on `grid` with the device of its first tensor current; an empty grid runs nothing."""
+    if 0 in grid:
+        return
+    device = next(a.device for a in args if isinstance(a, torch.Tensor))
+    on_device = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+    with on_device:
+        kernel[grid](*args, **plan.constexprs, num_warps=plan.num_warps)
+
+
+class _RefuseSecondOrder(torch.autograd.Function):
+    """Identity on computed gradients whose own backward raises a clear error."""
+
+    @staticmethod
+    def forward(ctx: Any, message: str, n_gradients: int, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        ctx.message = message
+        return tuple(t.view_as(t) for t in tensors[:n_gradients])
+
+    @staticmethod
+    def backward(ctx: Any, *_: torch.Tensor) -> tuple[None, ...]:
+        raise RuntimeError(ctx.message)
+
+
+def first_order_only(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorate a Function's `backward` that cannot be differentiated again.
+
+    torch's once_differentiable hands out gradients that silently do not depend on the inputs when the
+    upstream gradient itself needs none (a sum, for instance); here every gradient made under
+    create_graph=True depends on the saved inputs, and going through it raises.
+    """
+    message = (
+        f"{name}: second derivatives are not available from the Triton kernels; "
+        "pass backend='torch' where a gradient is differentiated again"
+    )
+
+    def decorate(backward: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(backward)
+        def wrapper(ctx: FunctionCtx, *upstream: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+            with torch.no_grad():
+                gradients = backward(ctx, *upstream)
+            if not torch.is_grad_enabled():
+                return gradients
+            computed = [g for g in gradients if g is not None]
+            saved = [t for t in ctx.saved_tensors if t is not None]  # type: ignore[attr-defined]
+            sources = saved + [g for g in upstream if g is not None]
+            tracked = iter(_RefuseSecondOrder.apply(message, len(computed), *computed, *sources))
+            return tuple(None if g is None else next(tracked) for g in gradients)
+
+        return wrapper
+
+    return decorate
