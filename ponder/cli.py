@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -97,6 +98,9 @@ def _add_mesh(commands: argparse._SubParsersAction) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
     options = build_parser().parse_args(arguments)
+    # Read by the OpenMP runtime when torch loads. Its default spins at every barrier: with one other process on a
+    # two-core machine a step then takes three times as long; sleeping costs nothing measurable on an idle one.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from ponder import commands
 
     return commands.run(options)

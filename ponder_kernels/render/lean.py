@@ -101,7 +101,7 @@ def forward_chunk(field: Field, rays: Rays) -> tuple[Tensor, Tensor, Saved]:
     """Render a chunk: per-ray sums [R, 8], summed loss terms [3], and what the backward pass needs."""
     count, samples = rays.edges.shape[0], rays.edges.shape[1] - 1
     corners = find_corners(rays.points(), rays.sample_scene(), field.geometry)
-    features = gather_rows(field.sdf_rows, corners.rows, corners.weight)
+    features = gather_rows(field.sdf_rows, corners.bags, corners.weight)
     decoded = decode_sdf_and_gradient(features, field.sdf)
     slopes = gather_slopes(field.sdf_rows, corners)
     gradient = torch.stack([(slope * decoded.feature_gradient).sum(-1) for slope in slopes], -1)
@@ -109,7 +109,7 @@ def forward_chunk(field: Field, rays: Rays) -> tuple[Tensor, Tensor, Saved]:
     logits = logits.addmm_(features, field.colour.sdf_features.T)
     logits = logits.addmm_(gradient, field.colour.gradient.T)
     if field.colour_rows.shape[1]:
-        second = gather_rows(field.colour_rows, corners.rows, corners.weight)
+        second = gather_rows(field.colour_rows, corners.bags, corners.weight)
         logits = logits.addmm_(second, field.colour.features.T)
     per_ray = rays.directions @ field.colour.direction.T + field.colour.bias
     colour = torch.sigmoid(logits.view(count, samples, 3) + per_ray.unsqueeze(1))
@@ -140,10 +140,9 @@ def _loss_sums(rays: Rays, saved: Saved) -> Tensor:
 
 
 class Gradients(NamedTuple):
-    """Accumulated over chunks: volume rows [V, Cs], [V, Cr], decoders, sharpness []."""
+    """Accumulated over chunks: volume rows [V, Cs + Cr], decoders, sharpness []."""
 
-    sdf_rows: Tensor
-    colour_rows: Tensor
+    rows: Tensor
     sdf: SdfWeights
     colour: ColourWeights
     inv_s: Tensor
@@ -152,8 +151,7 @@ class Gradients(NamedTuple):
     def zeros(cls, field: Field) -> Gradients:
         """Zero gradients for a field."""
         return cls(
-            torch.zeros_like(field.sdf_rows),
-            torch.zeros_like(field.colour_rows),
+            field.sdf_rows.new_zeros(field.sdf_rows.shape[0], field.sdf_rows.shape[1] + field.colour_rows.shape[1]),
             SdfWeights(*(torch.zeros_like(w) for w in field.sdf)),
             ColourWeights(*(torch.zeros_like(w) for w in field.colour)),
             torch.zeros_like(field.inv_s),
@@ -223,7 +221,7 @@ def backward_chunk(
     """Add one chunk's derivatives to `out`, gathering its features again."""
     bar = _composite_backward(field, rays, saved, sums_bar, losses_bar, out)
     corners = find_corners(rays.points(), rays.sample_scene(), field.geometry)
-    features = gather_rows(field.sdf_rows, corners.rows, corners.weight)
+    features = gather_rows(field.sdf_rows, corners.bags, corners.weight)
     decoded = decode_sdf_and_gradient(features, field.sdf)
 
     gradient_bar = torch.addmm(bar.gradient, bar.logits, field.colour.gradient)
@@ -232,8 +230,8 @@ def backward_chunk(
     out.colour.sdf_features.addmm_(bar.logits.T, features)
 
     # The gradient is linear in the slopes of the features: its cotangent picks one directional slope per sample.
-    slope_weight = torch.bmm(gradient_bar.unsqueeze(1), corners.slope).squeeze(1)
-    direction_bar = gather_rows(field.sdf_rows, corners.rows, slope_weight)
+    slope_weight = (gradient_bar.T.contiguous()[:, None] * corners.slope).sum(0)
+    direction_bar = gather_rows(field.sdf_rows, corners.bags, slope_weight)
     scaled = decoded.slope * field.sdf.out_hidden
     scaled_bar = direction_bar @ field.sdf.hidden_weight.T
     hidden_bar = torch.outer(bar.sdf, field.sdf.out_hidden).addmm_(bar.logits, field.colour.hidden)
@@ -249,8 +247,14 @@ def backward_chunk(
     features_bar = torch.outer(bar.sdf, field.sdf.out_linear).addmm_(x_bar, field.sdf.hidden_weight)
     features_bar.addmm_(bar.logits, field.colour.sdf_features)
     scatter = Scatter(corners.rows)
-    scatter.add(out.sdf_rows, [(corners.weight, features_bar), (slope_weight, decoded.feature_gradient)])
+    channels = features.shape[1]
+    sums = scatter.sums(slope_weight, decoded.feature_gradient)
     if field.colour_rows.shape[1]:
-        second = gather_rows(field.colour_rows, corners.rows, corners.weight)
+        second = gather_rows(field.colour_rows, corners.bags, corners.weight)
         out.colour.features.addmm_(bar.logits.T, second)
-        scatter.add(out.colour_rows, [(corners.weight, bar.logits @ field.colour.features)])
+        values = torch.cat([features_bar, bar.logits @ field.colour.features], 1)
+        whole = scatter.sums(corners.weight, values)
+        whole[:, :channels] += sums
+    else:
+        whole = scatter.sums(corners.weight, features_bar).add_(sums)
+    out.rows.index_add_(0, scatter.rows, whole)

@@ -61,7 +61,8 @@ class _RenderRays(torch.autograd.Function):
                 for whole, piece in zip(saved, part_saved, strict=True):
                     whole[part] = piece
         if saved is not None:
-            ctx.save_for_backward(volume, origins, directions, edges, scene, hit, ray_depth, slope, inv_s,
+            # The two halves are saved instead of the volume: same size, and no second split.
+            ctx.save_for_backward(field.sdf_rows, field.colour_rows, origins, directions, edges, scene, hit, ray_depth, slope, inv_s,
                                   *weights, *saved)  # fmt: skip
             ctx.settings = (geometry, truncation, rays_per_chunk)
         return sums, losses
@@ -70,10 +71,11 @@ class _RenderRays(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, sums_bar, losses_bar):
         geometry, truncation, rays_per_chunk = ctx.settings
-        volume, origins, directions, edges, scene, hit, ray_depth, slope, inv_s, *rest = ctx.saved_tensors
+        sdf_rows, colour_rows, origins, directions, edges, scene, hit, ray_depth, slope, inv_s, *rest = (
+            ctx.saved_tensors
+        )
         sdf, colour, saved = SdfWeights(*rest[:5]), ColourWeights(*rest[5:11]), Saved(*rest[11:])
-        channels = sdf.out_linear.shape[0]
-        field = Field(*_split_rows(volume, channels), sdf, colour, inv_s, geometry)
+        field = Field(sdf_rows, colour_rows, sdf, colour, inv_s, geometry)
         rays = Rays(origins, directions, edges, scene, hit, RayTargets(ray_depth, slope, truncation))
         out = Gradients.zeros(field)
         for part in _chunks(edges.shape[0], rays_per_chunk):
@@ -82,8 +84,7 @@ class _RenderRays(torch.autograd.Function):
         volume_bar = None
         if ctx.needs_input_grad[3]:
             batch, depth, height, width = geometry.shape
-            rows = torch.cat([out.sdf_rows, out.colour_rows], 1)
-            volume_bar = rows.view(batch, depth, height, width, -1).permute(0, 4, 1, 2, 3)
+            volume_bar = out.rows.view(batch, depth, height, width, -1).permute(0, 4, 1, 2, 3)
         return (
             None,  # geometry
             None,  # truncation

@@ -38,15 +38,17 @@ class VolumeGeometry(NamedTuple):
 
 
 class Corners(NamedTuple):
-    """The 8 voxels around each of M points.
+    """The 8 voxels around each of M points. Points run along the last dim, so that products are vectorised.
 
     Attributes:
-        rows: [M, 8] int64 row numbers, always in range.
-        weight: [M, 8] trilinear weights.
-        slope: [M, 3, 8] derivatives of the weights with respect to the (x, y, z) position.
+        rows: [8, M] int64 row numbers, always in range.
+        bags: [M, 8] the same numbers laid out as the bags of a gather.
+        weight: [8, M] trilinear weights.
+        slope: [3, 8, M] derivatives of the weights with respect to the (x, y, z) position.
     """
 
     rows: Tensor
+    bags: Tensor
     weight: Tensor
     slope: Tensor
 
@@ -56,23 +58,32 @@ def volume_rows(volume: Tensor) -> Tensor:
     return volume.permute(0, 2, 3, 4, 1).reshape(-1, volume.shape[1])
 
 
-def _axis(index: Tensor, size: int, padding: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Lower and upper voxel number along one axis, [M, 2]; their weights, [M, 2]; weight slopes, [M, 2]; inside."""
+class _Axis(NamedTuple):
+    """Along one axis, for the lower and the upper neighbour, [2, M] each: voxel number, weight, slope of the weight."""
+
+    number: Tensor
+    weight: Tensor
+    slope: Tensor
+
+
+def _axis(index: Tensor, scale: Tensor, size: int, padding: str) -> _Axis:
+    """Neighbours of fractional voxel indices [M]; `scale` [M] is the derivative of the index."""
     # The clamp bounds the float before it becomes an integer; NaN goes to the outside as well.
     bounded = torch.nan_to_num(index, nan=-2.0).clamp(-2.0, float(size + 1))
+    slope = scale
     if padding == "border":
         moves = (bounded >= 0) & (bounded <= size - 1) & (size > 1)
+        slope = scale * moves
         bounded = bounded.clamp(0, size - 1)
         low = bounded.floor().clamp_max(max(size - 2, 0))
     else:
-        moves = torch.ones_like(bounded, dtype=torch.bool)
         low = bounded.floor()
     fraction = bounded - low
-    numbers = torch.stack([low, low + 1], -1)
-    weights = torch.stack([1 - fraction, fraction], -1)
-    slopes = torch.stack([-moves.to(index.dtype), moves.to(index.dtype)], -1)
+    numbers = torch.stack([low, low + 1])
     inside = (numbers >= 0) & (numbers < size)
-    return numbers.clamp(0, size - 1).long(), weights * inside, slopes * inside, inside
+    weights = torch.stack([1 - fraction, fraction]) * inside
+    slopes = torch.stack([-slope, slope]) * inside
+    return _Axis(numbers.clamp(0, size - 1).long(), weights, slopes)
 
 
 def find_corners(points: Tensor, scene: Tensor, geometry: VolumeGeometry) -> Corners:
@@ -88,33 +99,27 @@ def find_corners(points: Tensor, scene: Tensor, geometry: VolumeGeometry) -> Cor
     index = (points - geometry.box[scene, 0]) * scale
     if not geometry.align_corners:
         index = index - 0.5
-    x, wx, gx, _ = _axis(index[:, 0], width, geometry.padding)
-    y, wy, gy, _ = _axis(index[:, 1], height, geometry.padding)
-    z, wz, gz, _ = _axis(index[:, 2], depth, geometry.padding)
-    base = scene[:, None] * depth
-    rows = ((base + z)[:, :, None, None] * height + y[:, None, :, None]) * width + x[:, None, None, :]
-    yz = wz[:, :, None, None] * wy[:, None, :, None]
-    weight = yz * wx[:, None, None, :]
-    slope = torch.stack(
-        [
-            yz * (gx * scale[:, :1])[:, None, None, :],
-            wz[:, :, None, None] * (gy * scale[:, 1:2])[:, None, :, None] * wx[:, None, None, :],
-            (gz * scale[:, 2:])[:, :, None, None] * wy[:, None, :, None] * wx[:, None, None, :],
-        ],
-        1,
-    )
+    sizes = (width, height, depth)
+    x, y, z = (_axis(index[:, k], scale[:, k].contiguous(), sizes[k], geometry.padding) for k in range(3))
+    planes = ((scene * depth + z.number) * height)[:, None]
+    rows = ((planes + y.number) * width)[:, :, None] + x.number
+    yz = z.weight[:, None] * y.weight
+    slope_y, slope_z = z.weight[:, None] * y.slope, z.slope[:, None] * y.weight
+    slope = torch.stack([yz[:, :, None] * x.slope, slope_y[:, :, None] * x.weight, slope_z[:, :, None] * x.weight])
     count = points.shape[0]
-    return Corners(rows.reshape(count, 8), weight.reshape(count, 8), slope.reshape(count, 3, 8))
+    weight = yz[:, :, None] * x.weight
+    rows = rows.reshape(8, count)
+    return Corners(rows, rows.T.contiguous(), weight.reshape(8, count), slope.reshape(3, 8, count))
 
 
-def gather_rows(rows: Tensor, index: Tensor, weight: Tensor) -> Tensor:
-    """sum_k weight[m, k] rows[index[m, k]]: [V, C], [M, 8], [M, 8] -> [M, C]."""
-    return torch.nn.functional.embedding_bag(index, rows, per_sample_weights=weight.contiguous(), mode="sum")
+def gather_rows(rows: Tensor, bags: Tensor, weight: Tensor) -> Tensor:
+    """sum_k weight[k, m] rows[bags[m, k]]: [V, C], [M, 8], [8, M] -> [M, C]."""
+    return torch.nn.functional.embedding_bag(bags, rows, per_sample_weights=weight.T.contiguous(), mode="sum")
 
 
 def gather_slopes(rows: Tensor, corners: Corners) -> tuple[Tensor, Tensor, Tensor]:
     """Derivatives of the gathered features along x, y, z: three [M, C]."""
-    x, y, z = (gather_rows(rows, corners.rows, corners.slope[:, axis]) for axis in range(3))
+    x, y, z = (gather_rows(rows, corners.bags, corners.slope[axis]) for axis in range(3))
     return x, y, z
 
 
@@ -122,26 +127,18 @@ class Scatter:
     """The transpose of `gather_rows` for one set of corners; the sort is shared by all scatters through it."""
 
     def __init__(self, index: Tensor) -> None:
-        order = index.reshape(-1).argsort(stable=True)
-        ordered = index.reshape(-1)[order]
+        ordered, self.order = index.reshape(-1).sort(stable=True)
         self.rows, counts = torch.unique_consecutive(ordered, return_counts=True)
         self.offsets = counts.cumsum(0) - counts
-        self.order = order
-        self.samples = order // index.shape[1]
+        self.samples = self.order % index.shape[1]
 
-    def add(self, out: Tensor, terms: list[tuple[Tensor, Tensor]]) -> None:
-        """out[index[m, k]] += sum over terms of weight[m, k] * values[m].
+    def sums(self, weight: Tensor, values: Tensor) -> Tensor:
+        """Sums that belong to `self.rows`: weight [8, M], values [M, C] -> [number of distinct rows, C]."""
+        ordered = weight.reshape(-1)[self.order]
+        return torch.nn.functional.embedding_bag(
+            self.samples, values, self.offsets, per_sample_weights=ordered, mode="sum"
+        )
 
-        Args:
-            out: [V, C], changed in place.
-            terms: pairs (weight [M, 8], values [M, C]).
-        """
-        for weight, values in terms:
-            sums = torch.nn.functional.embedding_bag(
-                self.samples,
-                values,
-                self.offsets,
-                per_sample_weights=weight.reshape(-1)[self.order],
-                mode="sum",
-            )
-            out.index_add_(0, self.rows, sums)
+    def add(self, out: Tensor, weight: Tensor, values: Tensor) -> None:
+        """out[index[k, m]] += weight[k, m] * values[m], in place on [V, C]."""
+        out.index_add_(0, self.rows, self.sums(weight, values))

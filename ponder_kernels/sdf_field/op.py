@@ -84,7 +84,7 @@ def sdf_field(
     scene = torch.arange(batch, device=points.device).repeat_interleave(count)
     rows = volume_rows(volume)[:, :channels].contiguous()
     corners = find_corners(points.detach().reshape(-1, 3), scene, geometry)
-    features = gather_rows(rows, corners.rows, corners.weight)
+    features = gather_rows(rows, corners.bags, corners.weight)
     if not gradient:
         return SdfField(decode_sdf(features, weights).view(batch, count), None)
     decoded = decode_sdf_and_gradient(features, weights)

@@ -48,11 +48,11 @@ def test_value_gradient_and_their_derivatives(align_corners: bool, padding: str)
 
 def test_scatter_is_the_transpose_of_gather() -> None:
     rows = torch.randn(30, 4, dtype=torch.float64)
-    index, weight = torch.randint(30, (11, 8)), torch.randn(11, 8, dtype=torch.float64)
+    index, weight = torch.randint(30, (8, 11)), torch.randn(8, 11, dtype=torch.float64)
     values = torch.randn(11, 4, dtype=torch.float64)
     out = torch.zeros_like(rows)
-    Scatter(index).add(out, [(weight, values)])
-    assert_close_to_reference((out * rows).sum(), (gather_rows(rows, index, weight) * values).sum(), 88)
+    Scatter(index).add(out, weight, values)
+    assert_close_to_reference((out * rows).sum(), (gather_rows(rows, index.T.contiguous(), weight) * values).sum(), 88)
 
 
 @pytest.mark.parametrize("padding", ["border", "zeros"])
@@ -71,8 +71,8 @@ def test_weights_sum_to_one_and_slopes_to_zero_inside() -> None:
     geometry = VolumeGeometry((1, 3, 4, 5), box, True, "zeros")
     points = torch.rand(50, 3, dtype=torch.float64) * box[0, 1]
     corners = find_corners(points, torch.zeros(50, dtype=torch.long), geometry)
-    torch.testing.assert_close(corners.weight.sum(1), torch.ones(50, dtype=torch.float64))
-    torch.testing.assert_close(corners.slope.sum(2), torch.zeros(50, 3, dtype=torch.float64))
+    torch.testing.assert_close(corners.weight.sum(0), torch.ones(50, dtype=torch.float64))
+    torch.testing.assert_close(corners.slope.sum(1), torch.zeros(3, 50, dtype=torch.float64))
 
 
 def test_channels_last_rows_are_a_view() -> None:

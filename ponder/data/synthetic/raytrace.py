@@ -90,14 +90,14 @@ def trace(solids: Solids, origin: Tensor, direction: Tensor) -> tuple[Tensor, Te
 
     Args:
         solids: the room.
-        origin: [R, 3] float64 metres, in free space.
+        origin: [R, 3] float64 metres, in free space (not checked).
         direction: [R, 3] float64 unit vectors.
 
     Returns:
         path length [R] in metres and surface number [R].
 
     Raises:
-        ValueError: an origin outside free space.
+        ValueError: an origin outside the room (inside a solid, the path is 0).
         RuntimeError: a ray that did not converge.
     """
     safe = torch.where(direction.abs() < _TINY, torch.full_like(direction, _TINY), direction)
@@ -106,7 +106,7 @@ def trace(solids: Solids, origin: Tensor, direction: Tensor) -> tuple[Tensor, Te
     best, axis = walls.min(1)
     surface = 2 * axis + (safe.gather(1, axis[:, None])[:, 0] > 0)
     if bool((best <= 0).any()):
-        raise ValueError("origin: expected ray origins in the free space of the room")
+        raise ValueError("origin: expected ray origins inside the room")
     ray, solid, entry = _candidates(solids, origin, inverse, best)
     for first, shapes in zip(solids.first_of_kind(), solids.kinds, strict=True):
         begin = first - SHELL_FACES

@@ -8,7 +8,8 @@ from torch import Tensor
 from ponder.data.scene import Frames
 from ponder.data.synthetic.raytrace import trace
 from ponder.data.synthetic.room import Room
-from ponder.data.synthetic.solids import CHUNK, one_thread
+from ponder.data.synthetic.solids import CHUNK
+from ponder.data.threads import one_thread
 from ponder.geometry import pixel_grid
 from ponder.geometry.cameras import camera_directions
 

@@ -7,8 +7,7 @@ kind.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,25 +15,11 @@ from torch import Tensor
 
 from ponder.data.synthetic.primitives import Boxes, Capsules, Frustums, ShapeSet
 from ponder.data.synthetic.shapes import Box, Capsule, Frustum, Shape
+from ponder.data.threads import one_thread
 
 SHELL_FACES = 6
 # Points handled together: few enough to stay in the cache, many enough to hide the cost of each call.
 CHUNK = 1 << 14
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Run torch on one thread inside, and as before outside.
-
-    The operations of a query are thousands of short ones: handing each to a thread pool saves nothing on free
-    cores and costs tens of times their own length on busy ones.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 @dataclass(frozen=True)

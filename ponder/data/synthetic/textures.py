@@ -180,6 +180,10 @@ def solid(colour: Colour) -> Texture:
     return Texture("solid", colour, colour)
 
 
+def _over(row: tuple[float, float, float], period: float) -> tuple[float, float, float]:
+    return row[0] / period, row[1] / period, row[2] / period
+
+
 def pattern(
     name: str,
     first: Colour,
@@ -201,5 +205,6 @@ def pattern(
     """
     order = axes + "".join(axis for axis in "xyz" if axis not in axes)
     unit = {"x": (1.0, 0.0, 0.0), "y": (0.0, 1.0, 0.0), "z": (0.0, 0.0, 1.0)}
-    rows = [tuple(component / period for component in unit[axis]) for axis in order]
-    return Texture(name, first, second, (rows[0], rows[1], rows[2]), (phase, phase, phase), sharpness)  # type: ignore[arg-type]
+    first_row, second_row, third_row = (unit[axis] for axis in order)
+    rows = _over(first_row, period), _over(second_row, period), _over(third_row, period)
+    return Texture(name, first, second, rows, (phase, phase, phase), sharpness)
