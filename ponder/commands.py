@@ -100,7 +100,9 @@ def evaluate(options: argparse.Namespace, console: Console) -> None:
     from ponder.train.progress import Stage
 
     trained = open_trained(options.checkpoint, options.data, options.device, console)
-    frames = load_views(Path(options.views), trained.config.data) if options.views else trained.scene.heldout
+    frames = trained.scene.heldout
+    if options.views:
+        frames = load_views(Path(options.views), trained.config.data, trained.scene.colour_ratio)
     folder = make_output_folder(Path(options.out))
     with Stage("rendering views", console) as stage:
         metrics, images = evaluate_views(trained.model, trained.volume, frames, stage)

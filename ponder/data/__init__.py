@@ -1,0 +1,1 @@
+"""Scenes to learn from: readers, generators and what they return."""

@@ -21,6 +21,8 @@ class DataConfig:
         max_width: RGB-D images are reduced to at most this width, pixels.
         holdout_every: every n-th frame of an RGB-D folder is kept out of training.
         max_depth: measured depths beyond this count as missing, metres.
+        colour_ratio: focal length of the colour camera over that of the depth camera; 0 estimates it from the
+            training frames, 1 takes colour as registered.
         fuse_voxel: the fused cloud keeps one mean point per cube of this edge, metres.
     """
 
@@ -35,4 +37,5 @@ class DataConfig:
     max_width: int = 320
     holdout_every: int = 10
     max_depth: float = 8.0
+    colour_ratio: float = 0.0
     fuse_voxel: float = 0.02

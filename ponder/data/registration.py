@@ -15,31 +15,37 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ponder.data.scene import DataError, Frames
 from ponder.data.threads import one_thread
 from ponder.geometry import project_points, unproject_depth
 
 MIN_RATIO = 0.5
+_STRIP_ROWS = 16
 # Estimates are sought between this ratio and 1; the grid starts a step below, so that a minimum there is one.
 MIN_ESTIMATE = 0.8
 _STEP = 0.02
 _FINE_STEP = 0.004
-# A ratio is taken over "registered as it is" only if it lowers the error by this share. Smoothing by the
-# interpolation alone, which a ratio of 1 does not need in one of the two frames, lowers it by up to 0.02.
+# A ratio is taken over "registered as it is" only if it lowers the error by this share: chance alone, on pure
+# noise, comes to 0.02 even in a short recording.
 _MIN_GAIN = 0.05
 # And by this much in grey levels of 0..255: what is below comes of rounding, not of a wrong place.
 _MIN_GAIN_GREY = 0.1
 # Frames compared, the neighbours taken of each, and the pixels drawn of each.
 _MAX_SOURCES = 32
 _MAX_NEIGHBOURS = 4
-_MAX_POINTS = 1500
+_MAX_POINTS = 1000
 # Pairs with a smaller share of their points in common say little and may be chance.
 _MIN_OVERLAP = 0.1
 _MIN_POINTS = 50
-# Images are compared at about this width; finer detail is lost to pose errors anyway.
+# Wider images are reduced to this width before the golden ratio; finer detail is lost to pose errors anyway.
 _WORKING_WIDTH = 320
-_BLUR = (1.0, 8.0, 28.0, 56.0, 70.0, 56.0, 28.0, 8.0, 1.0)
+# Width of the border left out, in pixels of the working width: the blur averages less there, and a ratio below 1
+# keeps away from it.
+_BORDER = 4
+_GOLDEN = (1 + math.sqrt(5)) / 2
+_BLUR = (1.0, 4.0, 6.0, 4.0, 1.0)
 
 
 def check_ratio(name: str, ratio: float) -> float:
@@ -81,14 +87,24 @@ def register_colour(rgb: Tensor, ratio: float, centre: tuple[float, float] | Non
     height, width = rgb.shape[-3:-1]
     cx, cy = centre if centre is not None else (width / 2, height / 2)
     above, below, down = _zoom_taps(height, cy, ratio)
-    left, right, across = _zoom_taps(width, cx, ratio)
+    left, right, across = (_per_channel(taps) for taps in _zoom_taps(width, cx, ratio))
     out = torch.empty_like(rgb, memory_format=torch.contiguous_format)
-    # One image at a time: a long recording in floating point would not fit into memory.
-    for image, target in zip(rgb.reshape(-1, height, width, 3), out.view(-1, height, width, 3), strict=True):
-        pixels = image.float()
-        rows = torch.lerp(pixels[above], pixels[below], down[:, None, None])
-        target.copy_(torch.lerp(rows[:, left], rows[:, right], across[:, None]).round_())
+    images = rgb.reshape(-1, height, width * 3)
+    # A few rows at a time: they stay in the processor's cache, and no recording is in memory in floating point.
+    for image, target in zip(images, out.view(images.shape), strict=True):
+        for top in range(0, height, _STRIP_ROWS):
+            strip = slice(top, top + _STRIP_ROWS)
+            rows = image.index_select(0, above[strip]).float()
+            rows.lerp_(image.index_select(0, below[strip]).float(), down[strip, None])
+            pixels = rows.index_select(1, left).lerp_(rows.index_select(1, right), across)
+            target[strip] = pixels.round_()
     return out
+
+
+def _per_channel(taps: Tensor) -> Tensor:
+    """Column taps [W] as taps [3 W] of rows of interleaved colours: pixel positions become those of each channel."""
+    spread = taps.unsqueeze(1).expand(-1, 3)
+    return (spread if taps.is_floating_point() else 3 * spread + torch.arange(3)).reshape(-1)
 
 
 def _zoom_taps(size: int, centre: float, ratio: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -166,10 +182,13 @@ class _Matches:
 def _find_matches(frames: Frames, max_distance: float) -> _Matches | None:
     """Points in common of frames spread over the recording and their neighbours; None if there are none."""
     count = len(frames)
-    width = frames.size[1]
+    height, width = frames.size
+    border = _border(width)
+    central = torch.zeros(height, width, dtype=torch.bool)
+    central[border:-border, border:-border] = True
     matches: list[tuple[int, int, Tensor, Tensor]] = []
     for source in sorted({k * (count - 1) // (_MAX_SOURCES - 1) for k in range(_MAX_SOURCES)} if count else ()):
-        valid = (frames.z_depth[source].flatten() > 0).nonzero().squeeze(1)
+        valid = (central & (frames.z_depth[source] > 0)).flatten().nonzero().squeeze(1)
         chosen = valid[:: max(math.ceil(valid.numel() / _MAX_POINTS), 1)]
         world = unproject_depth(frames.z_depth[source], frames.intrinsics[source], frames.camera_to_world[source])
         points = world.reshape(-1, 3)[chosen]
@@ -188,7 +207,7 @@ def _find_matches(frames: Frames, max_distance: float) -> _Matches | None:
     sizes = torch.tensor([len(begin) for _, _, begin, _ in matches])
     return _Matches(
         frame=torch.tensor([match[:2] for match in matches]).T.repeat_interleave(sizes, dim=1),
-        pixel=torch.stack([torch.cat([match[side] for match in matches]) for side in (2, 3)]),
+        pixel=torch.stack([torch.cat([match[2] for match in matches]), torch.cat([match[3] for match in matches])]),
         pair=torch.arange(len(matches)).repeat_interleave(sizes),
     )
 
@@ -199,12 +218,18 @@ def _neighbours(index: int, count: int) -> list[int]:
     return [index + sign * step for step in steps for sign in (-1, 1) if 0 <= index + sign * step < count]
 
 
+def _border(width: int) -> int:
+    """Width in pixels of the border left out of images `width` pixels wide."""
+    return math.ceil(_BORDER * max(width / _WORKING_WIDTH, 1.0))
+
+
 def _arrive(points: Tensor, frames: Frames, index: int, max_distance: float) -> tuple[Tensor, Tensor]:
-    """Where world points [N, 3] fall in a frame, (u, v) [N, 2], and which of them it sees [N]."""
+    """Where world points [N, 3] fall in a frame, (u, v) [N, 2], and which of them it sees off its border [N]."""
     height, width = frames.size
+    border = _border(width)
     pixels, depth = project_points(points, frames.intrinsics[index], frames.camera_to_world[index])
     column, row = pixels.floor().long().unbind(-1)
-    inside = (depth > 0) & (column >= 0) & (column < width) & (row >= 0) & (row < height)
+    inside = (column >= border) & (column < width - border) & (row >= border) & (row < height - border) & (depth > 0)
     flat = torch.where(inside, row * width + column, 0)
     measured = frames.z_depth[index].flatten()[flat]
     return pixels, inside & (measured > 0) & ((measured - depth).abs() <= max_distance)
@@ -225,7 +250,7 @@ def _photometric_error(frames: Frames, matches: _Matches) -> Callable[[float], f
     centre = (frames.intrinsics[matches.frame][..., :2, 2] * scale).reshape(-1, 2)
     offset = matches.pixel.reshape(-1, 2) * scale - centre
     base = position.flatten() * (height * width)
-    table = images.view(-1, 3)
+    table = images.reshape(-1, 3)
 
     def error(ratio: float) -> float:
         u, v = (centre + ratio * offset - 0.5).unbind(-1)
@@ -244,22 +269,23 @@ def _photometric_error(frames: Frames, matches: _Matches) -> Callable[[float], f
 
 
 def _smooth(rgb: Tensor, index: Tensor) -> Tensor:
-    """The chosen images [F, h, w, 3] float32 near the working width, blurred.
+    """The chosen images [F, h, w, 3] float32, reduced and blurred.
 
-    Interpolation alone smooths noise, and only where it falls between pixels. On images that are smooth
-    already it changes nothing, so that a ratio of 1, which needs none in one frame, is not put at a
-    disadvantage.
+    Interpolation averages noise wherever it falls between pixels. At a ratio of 1 the pixels of the first frame
+    would be spared that, and noise would count against 1. On a grid without a common period with the pixels,
+    every ratio falls between them alike.
     """
-    factor = max(round(rgb.shape[2] / _WORKING_WIDTH), 1)
-    kernel = torch.tensor(_BLUR) / sum(_BLUR)
-    weight = kernel.expand(3, 1, 1, -1)
+    height, width = rgb.shape[1:3]
+    scale = min(_WORKING_WIDTH / width, 1.0) / _GOLDEN
+    size = (max(round(height * scale), 2), max(round(width * scale), 2))
+    weight = (torch.tensor(_BLUR) / sum(_BLUR)).expand(3, 1, 1, -1)
+    reach = len(_BLUR) // 2
     out = []
     for image in rgb[index]:
         planes = image.permute(2, 0, 1)[None].float()
-        planes = torch.nn.functional.avg_pool2d(planes, factor) if factor > 1 else planes
-        reach = len(_BLUR) // 2
-        planes = torch.nn.functional.pad(planes, (reach,) * 4, mode="replicate")
-        planes = torch.nn.functional.conv2d(planes, weight, groups=3)
-        planes = torch.nn.functional.conv2d(planes, weight.transpose(2, 3), groups=3)
+        planes = functional.interpolate(planes, size=size, mode="bilinear", antialias=True)
+        planes = functional.pad(planes, (reach,) * 4, mode="replicate")
+        planes = functional.conv2d(planes, weight, groups=3)
+        planes = functional.conv2d(planes, weight.transpose(2, 3), groups=3)
         out.append(planes[0].permute(1, 2, 0))
-    return torch.stack(out).contiguous()
+    return torch.stack(out)

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ponder.data.registration import check_ratio, register_colour
 from ponder.data.scene import DataError
 from ponder.geometry import nearest_rotation, rigid_error
 
@@ -19,6 +20,9 @@ from ponder.geometry import nearest_rotation, rigid_error
 # 3e-4. # A matrix farther off than this is not a pose but a mistake (a scale, a transposed or a projection
 # matrix).
 MAX_RIGID_ERROR = 1e-2
+# Colour and depth images of one device differ by up to a hundredth in aspect, and their focal ratios with it.
+_MAX_FOCAL_DIFFERENCE = 0.02
+_FOCAL_ROUNDING = 1e-3
 _MILLIMETRES = 1000.0
 # Written by some sensors for "no return" besides 0.
 _MISSING = 65535
@@ -112,6 +116,42 @@ def read_intrinsics(path: Path) -> Tensor:
     return matrix
 
 
+def read_focal_ratio(
+    path: Path, colour_size: tuple[int, int], intrinsics: Tensor, depth_size: tuple[int, int]
+) -> float:
+    """Focal length of the colour camera over that of the depth camera, brought to one image size.
+
+    Args:
+        path: pinhole matrix of the colour camera, in pixels of the colour image.
+        colour_size, depth_size: (height, width) of the stored images.
+        intrinsics: [3, 3] of the depth camera, in pixels of the depth image.
+
+    Raises:
+        DataError: as `read_intrinsics`; a ratio outside (0.5, 1], or not one for both axes.
+    """
+    colour = read_intrinsics(path)
+    x = float(colour[0, 0] / intrinsics[0, 0]) * depth_size[1] / colour_size[1]
+    y = float(colour[1, 1] / intrinsics[1, 1]) * depth_size[0] / colour_size[0]
+    if abs(x / y - 1) > _MAX_FOCAL_DIFFERENCE:
+        raise DataError(f"{path}: expected one focal ratio to the depth camera for both axes, got {x:g} and {y:g}")
+    ratio = (x + y) / 2
+    # The same focal length for two image sizes, printed with few digits, comes out a little above 1.
+    return 1.0 if 1 < ratio < 1 + _FOCAL_ROUNDING else check_ratio(str(path), ratio)
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(height, width) of an image, from its header alone.
+
+    Raises:
+        DataError: unreadable.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.size[1], image.size[0]
+    except _IMAGE_ERRORS as error:
+        raise DataError(f"{path}: expected a readable image, got {_reason(error)}") from error
+
+
 def read_depth(path: Path, max_depth: float) -> Tensor:
     """A 16-bit depth image in millimetres.
 
@@ -154,12 +194,28 @@ def read_colour(path: Path) -> Image.Image:
     return image.convert("RGB")
 
 
-def resize_colour(image: Image.Image, height: int, width: int) -> Tensor:
-    """Area average of the covered pixels (the nearest pixel where the image is enlarged).
+def resize_colour(
+    image: Image.Image,
+    height: int,
+    width: int,
+    ratio: float = 1.0,
+    centre: tuple[float, float] = (0.5, 0.5),
+) -> Tensor:
+    """Area average of the covered pixels (the nearest pixel where the image is enlarged), in the depth view.
+
+    Args:
+        image: as stored.
+        height, width: new size.
+        ratio: focal length of the colour camera over that of the depth camera (`register_colour`).
+        centre: principal point in shares of the image's width and height.
 
     Returns:
         [height, width, 3] uint8.
     """
+    if ratio != 1:
+        point = (centre[0] * image.size[0], centre[1] * image.size[1])
+        pixels = torch.from_numpy(np.array(image, dtype=np.uint8))
+        image = Image.fromarray(register_colour(pixels, ratio, point).numpy())
     if image.size != (width, height):
         image = image.resize((width, height), Image.Resampling.BOX)
     return torch.from_numpy(np.array(image, dtype=np.uint8))
@@ -187,13 +243,21 @@ def resize_depth(z_depth: Tensor, height: int, width: int, max_step: float) -> T
     rows, row_shares = _taps(height, old_height)
     columns, column_shares = _taps(width, old_width)
     sides = [(i, j) for i in (0, 1) for j in (0, 1)]
-    values = torch.stack([z_depth[rows[i]][:, columns[j]] for i, j in sides])
-    weights = torch.stack([row_shares[i][:, None] * column_shares[j] for i, j in sides]) * (values > 0)
-    # argmax takes the first of equal weights, so that ties are broken the same way everywhere.
-    anchor = values.gather(0, weights.argmax(0, keepdim=True))
-    weights = weights * ((values - anchor).abs() <= max_step * anchor)
-    total = weights.sum(0)
-    inverse = (weights / values.clamp(min=1e-6)).sum(0)
+    lines = [z_depth.index_select(0, rows[i]) for i in (0, 1)]
+    values = [lines[i].index_select(1, columns[j]) for i, j in sides]
+    shares = [row_shares[i][:, None] * column_shares[j] for i, j in sides]
+    weights = [share * (value > 0) for share, value in zip(shares, values, strict=True)]
+    anchor, best = values[0], weights[0]
+    for value, weight in zip(values[1:], weights[1:], strict=True):
+        # The first of equal weights stays, so that ties are broken the same way everywhere.
+        anchor = torch.where(weight > best, value, anchor)
+        best = torch.maximum(weight, best)
+    limit = max_step * anchor
+    total, inverse = torch.zeros_like(anchor), torch.zeros_like(anchor)
+    for value, weight in zip(values, weights, strict=True):
+        weight = weight * ((value - anchor).abs() <= limit)
+        total += weight
+        inverse += weight / value.clamp(min=1e-6)
     return torch.where(total > 0, total / inverse.clamp(min=1e-9), 0.0)
 
 

@@ -3,13 +3,17 @@
 ``frame-NNNNNN.color.jpg`` (or ``.png``), ``frame-NNNNNN.depth.png`` (16-bit millimetres along the camera
 axis, 0 and 65535 = missing), ``frame-NNNNNN.pose.txt`` (4x4 camera-to-world, metres, OpenCV axes) and one
 ``camera-intrinsics.txt`` (3x3, pixels of the depth image, pixel centres at +0.5).
+
+Colour that was not registered to depth is resampled into the depth view (`ponder.data.registration`). By how
+much is read from an optional ``color-intrinsics.txt`` (3x3, pixels of the colour image), of which only the focal
+lengths are used, or given, or estimated.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -17,9 +21,12 @@ from PIL import Image
 from torch import Tensor
 
 from ponder.data.fusion import fuse_frames
+from ponder.data.registration import check_ratio, estimate_colour_ratio
 from ponder.data.rgbd_files import (
+    image_size,
     read_colour,
     read_depth,
+    read_focal_ratio,
     read_intrinsics,
     read_pose,
     resize_colour,
@@ -28,10 +35,10 @@ from ponder.data.rgbd_files import (
 from ponder.data.scene import DataError, Frames, Scene
 from ponder.data.split import split_by_order
 from ponder.data.threads import one_thread
-from ponder.geometry import resize_intrinsics
-from ponder.geometry.normals import normals_from_depth
+from ponder.geometry import normals_from_depth, resize_intrinsics
 
 INTRINSICS_NAME = "camera-intrinsics.txt"
+COLOUR_INTRINSICS_NAME = "color-intrinsics.txt"
 _FILE = re.compile(r"(frame-(\d+))\.(?:(color)\.(?:jpg|jpeg|png)|(depth)\.png|(pose)\.txt)")
 _EXAMPLE = {"color": "color.jpg or .color.png", "depth": "depth.png", "pose": "pose.txt"}
 MIN_WIDTH = 8
@@ -54,12 +61,22 @@ class _FrameFiles:
     pose: Path
 
 
+@dataclass(frozen=True)
+class _Reading:
+    """How images are brought to their returned form; as the arguments of `read_rgbd_frames`."""
+
+    max_width: int | None
+    max_depth: float
+    colour_ratio: float
+
+
 def read_rgbd_frames(
     folder: str | Path,
     *,
     max_width: int | None = None,
     max_depth: float = 8.0,
     names: Sequence[str] | None = None,
+    colour_ratio: float = 1.0,
 ) -> Frames:
     """Read the posed RGB-D frames of a folder.
 
@@ -74,6 +91,8 @@ def read_rgbd_frames(
         max_depth: metres; farther depth becomes missing.
         names: which frames (such as ``"frame-000020"``), in the wanted order; None reads all, by frame
             number.
+        colour_ratio: focal length of the colour camera over that of the depth camera, in (0.5, 1]; 1 takes
+            colour as registered. A ``color-intrinsics.txt`` is for `read_rgbd_scene` and not looked at.
 
     Returns:
         The frames; poses are exactly rigid.
@@ -86,14 +105,10 @@ def read_rgbd_frames(
         raise DataError(f"max_width: expected at least {MIN_WIDTH} pixels, got {max_width}")
     if not max_depth > 0:
         raise DataError(f"max_depth: expected a positive number of metres, got {max_depth}")
+    reading = _Reading(max_width, max_depth, check_ratio("colour_ratio", colour_ratio))
     files = _find_frames(Path(folder), names)
-    intrinsics_path = Path(folder) / INTRINSICS_NAME
-    if not intrinsics_path.is_file():
-        raise DataError(f"{intrinsics_path}: expected a file with the 3x3 camera intrinsics, got none")
-    intrinsics = read_intrinsics(intrinsics_path)
-
     with one_thread():
-        return _load(files, intrinsics_path, intrinsics, max_width, max_depth)
+        return _load(files, Path(folder) / INTRINSICS_NAME, reading)
 
 
 def read_rgbd_scene(
@@ -105,6 +120,7 @@ def read_rgbd_scene(
     views: str | Path | None = None,
     voxel_size: float = 0.02,
     min_points: int = 3,
+    colour_ratio: float | None = None,
 ) -> Scene:
     """Read a recording as a scene, with a cloud fused from the training views only.
 
@@ -121,49 +137,101 @@ def read_rgbd_scene(
         views: another RGB-D folder, in the same world frame, whose frames are the held-out ones.
         voxel_size: spacing of the cloud in metres.
         min_points: voxels seen by fewer pixels are dropped from the cloud.
+        colour_ratio: focal length of the colour camera over that of the depth camera, in (0.5, 1]; None
+            estimates it from the training frames. The folder's ``color-intrinsics.txt``, if any, goes first.
 
     Returns:
-        The scene, named after the folder. The train and held-out images may differ in size if `views` is
-        given.
+        The scene, named after the folder, with the ratio that the colour of all its frames, `views` included,
+        was corrected for. The train and held-out images may differ in size if `views` is given.
 
     Raises:
-        DataError: as `read_rgbd_frames`, `split_by_order` and `fuse_frames`; or `views` repeats every frame.
+        DataError: as `read_rgbd_frames`, `split_by_order` and `fuse_frames`; a bad ``color-intrinsics.txt``;
+            or `views` repeats every frame.
     """
     if holdout_every < 2:
         raise DataError(f"holdout_every: expected at least 2, got {holdout_every}")
-    frames = read_rgbd_frames(folder, max_width=max_width, max_depth=max_depth)
+    folder = Path(folder)
+    known = _known_ratio(folder, colour_ratio)
+    ratio = 1.0 if known is None else known
+    frames = read_rgbd_frames(folder, max_width=max_width, max_depth=max_depth, colour_ratio=ratio)
     if views is None:
-        try:
-            train_index, heldout_index = split_by_order(len(frames), holdout_every)
-        except DataError as error:
-            raise DataError(f"{folder}: {error}") from error
-        train, heldout = frames.select(train_index), frames.select(heldout_index)
+        train, heldout = _split(folder, frames, holdout_every)
     else:
-        heldout = read_rgbd_frames(views, max_width=max_width, max_depth=max_depth)
-        repeated = dict(zip(heldout.names, heldout.camera_to_world, strict=True))
-        train_index = [
-            i
-            for i, name in enumerate(frames.names)
-            if name not in repeated or not torch.equal(repeated[name], frames.camera_to_world[i])
-        ]
-        if not train_index:
-            raise DataError(f"{folder}: expected frames besides those of the views folder {views}, got none")
-        train = frames.select(train_index)
+        heldout = read_rgbd_frames(views, max_width=max_width, max_depth=max_depth, colour_ratio=ratio)
+        train = _without(folder, frames, heldout, views)
+    if known is None:
+        ratio = estimate_colour_ratio(train)
+        train = _register(folder, train, ratio)
+        heldout = _register(folder if views is None else Path(views), heldout, ratio)
     with one_thread():
         cloud = fuse_frames(train, voxel_size=voxel_size, max_depth=max_depth, min_points=min_points)
-    return Scene(name=Path(folder).resolve().name, cloud=cloud, train=train, heldout=heldout)
+    return Scene(name=folder.resolve().name, cloud=cloud, train=train, heldout=heldout, colour_ratio=ratio)
 
 
-def _load(
-    files: list[_FrameFiles],
-    intrinsics_path: Path,
-    intrinsics: Tensor,
-    max_width: int | None,
-    max_depth: float,
-) -> Frames:
+def _split(folder: Path, frames: Frames, holdout_every: int) -> tuple[Frames, Frames]:
+    """Train and held-out frames by order."""
+    try:
+        train, heldout = split_by_order(len(frames), holdout_every)
+    except DataError as error:
+        raise DataError(f"{folder}: {error}") from error
+    return frames.select(train), frames.select(heldout)
+
+
+def _without(folder: Path, frames: Frames, heldout: Frames, views: str | Path) -> Frames:
+    """The frames that the held-out ones do not repeat, by name and pose."""
+    repeated = dict(zip(heldout.names, heldout.camera_to_world, strict=True))
+    kept = [
+        i
+        for i, name in enumerate(frames.names)
+        if name not in repeated or not torch.equal(repeated[name], frames.camera_to_world[i])
+    ]
+    if not kept:
+        raise DataError(f"{folder}: expected frames besides those of the views folder {views}, got none")
+    return frames.select(kept)
+
+
+def _known_ratio(folder: Path, given: float | None) -> float | None:
+    """The focal ratio by the colour camera's own file, else the given one, checked; None if neither is there."""
+    if given is not None:
+        check_ratio("colour_ratio", given)
+    path = folder / COLOUR_INTRINSICS_NAME
+    if not path.exists():
+        return given
+    first = _find_frames(folder, None)[0]
+    depth_size, colour_size = image_size(first.depth), image_size(first.color)
+    ratio = read_focal_ratio(path, colour_size, _read_camera(folder / INTRINSICS_NAME), depth_size)
+    _check_principal_point(path, read_intrinsics(path), colour_size, depth_size, "colour")
+    return ratio
+
+
+def _register(folder: Path, frames: Frames, ratio: float) -> Frames:
+    """The frames with their colour in the depth view.
+
+    The colour files are read again, since the ratio is estimated from reduced images but resampling those
+    would blur them, and keeping all images at the stored size would take too much memory.
+    """
+    if ratio == 1:
+        return frames
+    height, width = frames.size
+    centre = _centre(frames.intrinsics[0], (height, width))
+    with one_thread():
+        files = _find_frames(folder, frames.names)
+        rgb = [resize_colour(read_colour(file.color), height, width, ratio, centre) for file in files]
+    return replace(frames, rgb=torch.stack(rgb))
+
+
+def _read_camera(path: Path) -> Tensor:
+    """[3, 3] float64 intrinsics of the depth camera."""
+    if not path.is_file():
+        raise DataError(f"{path}: expected a file with the 3x3 camera intrinsics, got none")
+    return read_intrinsics(path)
+
+
+def _load(files: list[_FrameFiles], intrinsics_path: Path, reading: _Reading) -> Frames:
     """The frames of the given files, seen through one camera of the stored size."""
+    intrinsics = _read_camera(intrinsics_path)
     poses = torch.stack([read_pose(frame.pose) for frame in files])
-    rgb, z_depth, (old_height, old_width) = _read_images(files, intrinsics_path, intrinsics, max_width, max_depth)
+    rgb, z_depth, (old_height, old_width) = _read_images(files, intrinsics_path, intrinsics, reading)
     height, width = z_depth.shape[1:]
     scaled = resize_intrinsics(intrinsics, width / old_width, height / old_height).float()
     return Frames(
@@ -177,13 +245,9 @@ def _load(
 
 
 def _read_images(
-    files: list[_FrameFiles],
-    intrinsics_path: Path,
-    intrinsics: Tensor,
-    max_width: int | None,
-    max_depth: float,
+    files: list[_FrameFiles], intrinsics_path: Path, intrinsics: Tensor, reading: _Reading
 ) -> tuple[Tensor, Tensor, tuple[int, int]]:
-    """All images, reduced, and the stored size of the depth images.
+    """All images, registered and reduced, and the stored size of the depth images.
 
     Returns:
         rgb [V, H, W, 3] uint8, z_depth [V, H, W] metres, (height, width) before reduction.
@@ -193,19 +257,24 @@ def _read_images(
     z_depth: list[Tensor] = []
     size, colour_size = (0, 0), (0, 0)
     for frame in files:
-        depth = read_depth(frame.depth, max_depth)
+        depth = read_depth(frame.depth, reading.max_depth)
         colour = read_colour(frame.color)
         if not rgb:
             size, colour_size = (depth.shape[0], depth.shape[1]), colour.size
-            _check_principal_point(intrinsics_path, intrinsics, size, colour_size)
+            _check_principal_point(intrinsics_path, intrinsics, size, colour_size[::-1], "depth")
         _check_sizes(frame, depth, colour, size, colour_size, files[0].name)
-        height, width = _reduced_size(size, max_width)
-        rgb.append(resize_colour(colour, height, width))
+        height, width = _reduced_size(size, reading.max_width)
+        rgb.append(resize_colour(colour, height, width, reading.colour_ratio, _centre(intrinsics, size)))
         reduced = resize_depth(depth, height, width, max_step)
         if not bool((reduced > 0).any()):
             raise DataError(f"{frame.depth}: expected valid depth after reduction to {width}x{height}, got none")
         z_depth.append(reduced)
     return torch.stack(rgb), torch.stack(z_depth), size
+
+
+def _centre(intrinsics: Tensor, size: tuple[int, int]) -> tuple[float, float]:
+    """Principal point in shares of the width and height of an image of `size` (height, width)."""
+    return float(intrinsics[0, 2]) / size[1], float(intrinsics[1, 2]) / size[0]
 
 
 def _find_frames(folder: Path, names: Sequence[str] | None) -> list[_FrameFiles]:
@@ -279,18 +348,22 @@ def _check_sizes(
         )
 
 
-def _check_principal_point(path: Path, intrinsics: Tensor, size: tuple[int, int], colour_size: tuple[int, int]) -> None:
-    """Require a principal point in or near the depth image; sizes are (height, width) and (width, height)."""
+def _check_principal_point(
+    path: Path, intrinsics: Tensor, size: tuple[int, int], other_size: tuple[int, int], kind: str
+) -> None:
+    """Require a principal point in or near the `kind` of image that the matrix is for; sizes are (height, width)."""
     height, width = size
-    cx, cy = float(intrinsics[0, 2]), float(intrinsics[1, 2])
+    x, y = _centre(intrinsics, size)
     margin = _MAX_PRINCIPAL_POINT_MARGIN
-    inside = -margin <= cx / width <= 1 + margin and -margin <= cy / height <= 1 + margin
-    # The matrix of a larger colour image can pass for a cropped depth image's; its own centre gives it away.
-    offset = max(abs(cx / width - 0.5), abs(cy / height - 0.5))
-    colour_offset = max(abs(cx / colour_size[0] - 0.5), abs(cy / colour_size[1] - 0.5))
-    if not inside or (offset > margin and colour_offset < margin / 2):
+    inside = -margin <= x <= 1 + margin and -margin <= y <= 1 + margin
+    # The matrix of a larger colour image can pass for a cropped depth image's, or the other way round; its own
+    # image's centre gives it away.
+    offset = max(abs(x - 0.5), abs(y - 0.5))
+    other_offset = max(abs(share - 0.5) for share in _centre(intrinsics, other_size))
+    if not inside or (offset > margin and other_offset < margin / 2):
+        cx, cy = float(intrinsics[0, 2]), float(intrinsics[1, 2])
         raise DataError(
-            f"{path}: expected a principal point inside the {width}x{height} depth image, got ({cx:g}, {cy:g})"
+            f"{path}: expected a principal point inside the {width}x{height} {kind} image, got ({cx:g}, {cy:g})"
         )
 
 

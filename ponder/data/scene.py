@@ -102,6 +102,8 @@ class Scene:
         train: views whose pixels supervise rendering.
         heldout: views never used for the cloud or for supervision.
         boxes: object boxes where known.
+        colour_ratio: focal length of the colour camera over that of the depth camera, which the colour of both
+            `train` and `heldout` has been corrected for; 1 = colour was registered to depth already.
     """
 
     name: str
@@ -109,3 +111,4 @@ class Scene:
     train: Frames
     heldout: Frames
     boxes: Boxes3D | None = None
+    colour_ratio: float = 1.0

@@ -50,12 +50,23 @@ def load_scene(name: str, config: DataConfig) -> Scene:
         holdout_every=config.holdout_every,
         max_depth=config.max_depth,
         voxel_size=config.fuse_voxel,
+        colour_ratio=config.colour_ratio or None,
     )
 
 
-def load_views(folder: Path, config: DataConfig) -> Frames:
-    """All frames of an RGB-D folder, as views to compare with."""
-    return read_rgbd_frames(folder, max_width=config.max_width, max_depth=config.max_depth)
+def load_views(folder: Path, config: DataConfig, colour_ratio: float) -> Frames:
+    """All frames of an RGB-D folder, as views to compare with.
+
+    Args:
+        folder: the folder.
+        config: image size and depth range.
+        colour_ratio: the ratio that the scene's own frames were read with (`Scene.colour_ratio`), since one
+            camera took both.
+
+    Raises:
+        DataError: the folder cannot be used.
+    """
+    return read_rgbd_frames(folder, max_width=config.max_width, max_depth=config.max_depth, colour_ratio=colour_ratio)
 
 
 def room_config(config: DataConfig) -> RoomConfig:

@@ -9,12 +9,14 @@ from ponder.geometry.cameras import (
     unproject_depth,
     z_depth_to_ray_depth,
 )
+from ponder.geometry.normals import normals_from_depth
 from ponder.geometry.poses import interpolate_poses, look_at, nearest_rotation, rigid_error
 
 __all__ = [
     "interpolate_poses",
     "look_at",
     "nearest_rotation",
+    "normals_from_depth",
     "pixel_grid",
     "project_points",
     "ray_depth_to_z_depth",

@@ -82,8 +82,9 @@ def unproject_depth(z_depth: Tensor, intrinsics: Tensor, camera_to_world: Tensor
     height, width = z_depth.shape[-2:]
     pixels = pixel_grid(height, width, z_depth.device)
     camera = camera_directions(pixels, intrinsics[..., None, None, :, :]) * z_depth.unsqueeze(-1)
-    rotation = camera_to_world[..., None, None, :3, :3]
-    return (rotation @ camera.unsqueeze(-1)).squeeze(-1) + camera_to_world[..., None, None, :3, 3]
+    # One product per view, not one 3x3 product per pixel.
+    world = camera.flatten(-3, -2) @ camera_to_world[..., :3, :3].mT + camera_to_world[..., None, :3, 3]
+    return world.unflatten(-2, (height, width))
 
 
 def project_points(points: Tensor, intrinsics: Tensor, camera_to_world: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,9 @@ import math
 import torch
 from torch import Tensor
 
+# Sine of the smallest angle between a camera's up and view directions that single precision resolves well.
+_MIN_SINE = 1e-5
+
 
 def rigid_error(pose: Tensor) -> float:
     """How far a 4x4 matrix is from a rigid motion.
@@ -45,9 +48,19 @@ def look_at(eye: Tensor, target: Tensor, up: Tensor) -> Tensor:
 
     Returns:
         [4, 4] in OpenCV axes.
+
+    Raises:
+        ValueError: `eye` is at `target`, or `up` is zero or parallel to the view direction, which leaves the
+            camera's roll undetermined.
     """
     forward = torch.nn.functional.normalize(target - eye, dim=0)
-    right = torch.nn.functional.normalize(torch.linalg.cross(forward, up), dim=0)
+    across = torch.linalg.cross(forward, up)
+    if not float(across.norm()) > _MIN_SINE * float(up.norm()):
+        raise ValueError(
+            f"up: expected a direction across the view from eye {eye.tolist()} to target {target.tolist()}, "
+            f"got {up.tolist()}"
+        )
+    right = torch.nn.functional.normalize(across, dim=0)
     down = torch.linalg.cross(forward, right)
     pose = torch.eye(4, dtype=eye.dtype)
     pose[:3, 0], pose[:3, 1], pose[:3, 2], pose[:3, 3] = right, down, forward, eye

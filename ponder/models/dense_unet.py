@@ -69,10 +69,12 @@ class DenseUNet(nn.Module):
         self.final_conv = nn.Conv3d(widths[0], out_channels, 1)
 
     def forward(self, volume: Tensor) -> Tensor:
-        """[B, in_channels, D, H, W] -> [B, out_channels, D, H, W]; each size at least 2^(levels - 1)."""
-        smallest = 2 ** (self.levels - 1)
-        if min(volume.shape[2:]) < smallest:
-            raise ValueError(f"volume: expected at least {smallest} voxels per axis, got shape {list(volume.shape)}")
+        """[B, in_channels, D, H, W] -> [B, out_channels, D, H, W]; sizes are multiples of 2^(levels - 1)."""
+        multiple = 2 ** (self.levels - 1)
+        if any(size == 0 or size % multiple for size in volume.shape[2:]):
+            raise ValueError(
+                f"volume: expected multiples of {multiple} voxels per axis, got shape {list(volume.shape)}"
+            )
         skips: list[Tensor] = []
         x = volume
         for encoder in self.encoders:

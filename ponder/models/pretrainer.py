@@ -119,7 +119,8 @@ class PonderModel(nn.Module):
         features = torch.cat([cloud.features for cloud in clouds])
         grid_coord = torch.cat([cloud.grid_coord for cloud in clouds])
         points = self.backbone(features, grid_coord, batch, len(clouds))
-        shape = tuple(max(cloud.grid.shape[axis] for cloud in clouds) for axis in range(3))
+        x, y, z = (max(cloud.grid.shape[axis] for cloud in clouds) for axis in range(3))
+        shape = (x, y, z)
         grids = [Grid(cloud.grid.origin, cloud.grid.cell, shape) for cloud in clouds]
         cells = torch.cat([grid.cells_of(cloud.coord) for grid, cloud in zip(grids, clouds, strict=True)])
         dense = scatter_mean(points, cells, batch, len(clouds), shape)

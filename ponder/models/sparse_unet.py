@@ -53,11 +53,12 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Any) -> Any:
         out = self.conv2(_norm_relu(self.conv1(x), self.bn1))
-        if isinstance(self.proj, nn.Identity):
-            shortcut = x.features
-        else:
-            shortcut = self.proj[1](self.proj[0](x).features)
-        return out.replace_feature(torch.relu(self.bn2(out.features) + shortcut))
+        return out.replace_feature(torch.relu(self.bn2(out.features) + self._shortcut(x)))
+
+    def _shortcut(self, x: Any) -> Tensor:
+        if isinstance(self.proj, nn.Sequential):
+            return self.proj[1](self.proj[0](x).features)
+        return x.features
 
 
 class SparseUNet(nn.Module):

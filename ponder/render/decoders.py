@@ -8,6 +8,12 @@ from torch import Tensor, nn
 from ponder_kernels import ColourWeights, SdfWeights
 
 
+def _chain(outer: nn.Linear, inner: nn.Module) -> tuple[Tensor, Tensor]:
+    """Weight and bias of outer(inner(x)) as one affine map."""
+    assert isinstance(inner, nn.Linear)
+    return outer.weight @ inner.weight, outer.weight @ inner.bias + outer.bias
+
+
 class SDFDecoder(nn.Module):
     """features -> [sdf, geometry features]: lin1(softplus(lin0(fc_c.0 f)) + fc_c.1 f).
 
@@ -29,10 +35,8 @@ class SDFDecoder(nn.Module):
         Returns:
             the SDF row, and the geometry rows as (hidden [G, K], features [G, Cs], bias [G]).
         """
-        hidden_weight = self.lin0.weight @ self.fc_c[0].weight
-        hidden_bias = self.lin0.weight @ self.fc_c[0].bias + self.lin0.bias
-        linear = self.lin1.weight @ self.fc_c[1].weight
-        bias = self.lin1.weight @ self.fc_c[1].bias + self.lin1.bias
+        hidden_weight, hidden_bias = _chain(self.lin0, self.fc_c[0])
+        linear, bias = _chain(self.lin1, self.fc_c[1])
         rows = SdfWeights(hidden_weight, hidden_bias, self.lin1.weight[0], linear[0], bias[0])
         return rows, self.lin1.weight[1:], linear[1:], bias[1:]
 
@@ -54,8 +58,7 @@ class RGBDecoder(nn.Module):
 
     def collapse(self, geometry: tuple[Tensor, Tensor, Tensor]) -> ColourWeights:
         """Multiply out this decoder and the geometry rows of the SDF decoder."""
-        chain = self.lin0.weight @ self.fc_c[0].weight
-        bias = self.lin0.weight @ self.fc_c[0].bias + self.lin0.bias
+        chain, bias = _chain(self.lin0, self.fc_c[0])
         gradient, features, through, direction = chain.split(self.splits, dim=1)
         geometry_hidden, geometry_linear, geometry_bias = geometry
         return ColourWeights(
@@ -66,6 +69,25 @@ class RGBDecoder(nn.Module):
             direction=direction,
             bias=bias + through @ geometry_bias,
         )
+
+
+class Field(nn.Module):
+    """The decoders of one neural field and its learned sharpness, under PonderV2's names.
+
+    Args:
+        sdf_channels, colour_channels: features of the two halves of the volume.
+        hidden: width of the decoders.
+        geometry_channels: features handed from the SDF decoder to the colour decoder.
+        initial_variance: v of the sharpness exp(10 v).
+    """
+
+    def __init__(
+        self, sdf_channels: int, colour_channels: int, hidden: int, geometry_channels: int, initial_variance: float
+    ) -> None:
+        super().__init__()
+        self.sdf_decoder = SDFDecoder(sdf_channels, hidden, geometry_channels)
+        self.rgb_decoder = RGBDecoder(colour_channels, geometry_channels, hidden)
+        self.deviation_network = DeviationNetwork(initial_variance)
 
 
 class DeviationNetwork(nn.Module):

@@ -74,9 +74,9 @@ def extract_mesh(
     distance, _ = cKDTree(points.cpu().numpy()).query(flat.numpy(), distance_upper_bound=reach)
     near = np.isfinite(distance)
     sdf = _sdf_at(renderer, volume, box, flat[torch.from_numpy(near)], progress)
-    values = np.full(len(flat), np.float32(reach))
-    values[near] = sdf.numpy()
-    values, mask = values.reshape(grid.shape[:3]), near.reshape(grid.shape[:3])
+    lattice = torch.full((len(flat),), reach)
+    lattice[torch.from_numpy(near)] = sdf
+    values, mask = lattice.view(grid.shape[:3]).numpy(), near.reshape(grid.shape[:3])
     empty = Mesh(torch.zeros(0, 3), torch.zeros(0, 3, dtype=torch.long), torch.zeros(0, 3), torch.zeros(0, 3))
     if not mask.any() or not values[mask].min() < 0 < values[mask].max():
         return empty

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ponder.render.decoders import DeviationNetwork, RGBDecoder, SDFDecoder
+from ponder.render.decoders import Field
 from ponder_kernels import (
     ColourWeights,
     RayTargets,
@@ -81,15 +81,18 @@ class NeusRenderer(nn.Module):
     def __init__(self, config: RendererConfig) -> None:
         super().__init__()
         self.config = config
-        self.field = nn.Module()
-        self.field.sdf_decoder = SDFDecoder(config.sdf_channels, config.hidden, config.geometry_channels)
-        self.field.rgb_decoder = RGBDecoder(config.colour_channels, config.geometry_channels, config.hidden)
-        self.field.deviation_network = DeviationNetwork(config.initial_variance)
+        self.field = Field(
+            config.sdf_channels,
+            config.colour_channels,
+            config.hidden,
+            config.geometry_channels,
+            config.initial_variance,
+        )
 
     def collapse(self) -> Decoders:
         """Multiply the decoders out; gradients flow back to their parameters."""
         sdf, *geometry = self.field.sdf_decoder.collapse()
-        colour = self.field.rgb_decoder.collapse(tuple(geometry))
+        colour = self.field.rgb_decoder.collapse((geometry[0], geometry[1], geometry[2]))
         inv_s = self.field.deviation_network().clamp(INV_S_MIN, INV_S_MAX)
         return Decoders(sdf, colour, inv_s)
 

@@ -15,7 +15,7 @@ from ponder.data.scene import DataError
 from ponder.geometry import interpolate_poses, nearest_rotation, resize_intrinsics, rigid_error
 from ponder.render.image import render_image
 from ponder.tasks.trained import Trained
-from ponder.train.files import make_output_folder, write_atomically
+from ponder.train.files import make_output_folder, write_bytes
 from ponder.train.preview import depth_colours, normal_colours, save_png, to_bytes
 from ponder.train.progress import Stage
 
@@ -81,4 +81,4 @@ def _write_gif(path: Path, pictures: list[np.ndarray]) -> None:
     buffer = io.BytesIO()
     first, *rest = [PillowImage.fromarray(picture) for picture in pictures]
     first.save(buffer, format="GIF", save_all=True, append_images=rest, duration=MILLISECONDS_PER_FRAME, loop=0)
-    write_atomically(path, lambda stream: stream.write(buffer.getvalue()) and None)
+    write_bytes(path, buffer.getvalue())

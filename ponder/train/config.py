@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ponder.data.config import SOURCES, DataConfig
+from ponder.data.registration import MIN_RATIO
 from ponder.models.pretrainer import ModelConfig
 from ponder.render.losses import LossConfig
 
@@ -100,6 +101,11 @@ def validate(config: TrainConfig) -> TrainConfig:
         raise ConfigError(f"optim.warmup: expected a fraction between 0 and 1, got {config.optim.warmup}")
     if config.data.source not in SOURCES:
         raise ConfigError(f"data.source: expected one of {', '.join(SOURCES)}, got {config.data.source!r}")
+    ratio = config.data.colour_ratio
+    if ratio != 0 and not MIN_RATIO < ratio <= 1:
+        raise ConfigError(
+            f"data.colour_ratio: expected 0 (estimate it) or above {MIN_RATIO} and at most 1, got {ratio}"
+        )
     if config.optim.name not in OPTIMIZERS:
         raise ConfigError(f"optim.name: expected one of {', '.join(OPTIMIZERS)}, got {config.optim.name!r}")
     return config
@@ -150,11 +156,9 @@ def suggest(name: str, known: Sequence[str]) -> str:
 
 def _replace(config: Any, parts: list[str], text: str, key: str) -> Any:
     name, *rest = parts
-    current = getattr(config, name)
     if rest:
-        value = _replace(current, rest, text, key)
-    else:
-        value = _parse(text, typing.get_type_hints(type(config))[name], key)
+        return dataclasses.replace(config, **{name: _replace(getattr(config, name), rest, text, key)})
+    value = _parse(text, typing.get_type_hints(type(config))[name], key)
     return dataclasses.replace(config, **{name: value})
 
 

@@ -32,9 +32,18 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
         raise
 
 
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a binary file atomically."""
+
+    def write(stream: BinaryIO) -> None:
+        stream.write(data)
+
+    write_atomically(path, write)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 text file atomically."""
-    write_atomically(path, lambda stream: stream.write(text.encode()) and None)
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ponder.data.scene import Frames
 from ponder.render.image import Image
-from ponder.train.files import write_atomically
+from ponder.train.files import write_bytes
 
 # Anchors of a perceptually ordered dark-blue to yellow map (values of matplotlib's viridis at 0, 1/4, ... 1).
 _DEPTH_COLOURS = np.array(
@@ -52,7 +52,7 @@ def save_png(path: Path, pixels: np.ndarray) -> None:
     """Write a PNG atomically."""
     buffer = io.BytesIO()
     PillowImage.fromarray(pixels).save(buffer, format="PNG")
-    write_atomically(path, lambda stream: stream.write(buffer.getvalue()) and None)
+    write_bytes(path, buffer.getvalue())
 
 
 def panel(frames: Frames, index: int, image: Image) -> np.ndarray:

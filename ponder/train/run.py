@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -97,9 +98,7 @@ class Run:
                 held = item.scene.heldout
                 frames = held if every_view else held.select([0])
                 base, total = number * len(frames), len(scenes) * len(frames)
-                metrics, images = evaluate_views(
-                    self.model, volume, frames, lambda done, _, b=base, t=total: stage(b + done, t)
-                )
+                metrics, images = evaluate_views(self.model, volume, frames, _shifted(stage, base, total))
                 found += metrics
                 if number < PREVIEW_SCENES:
                     save_png(folder / f"{tag}-{item.scene.name}.png", panel(frames, 0, images[0]))
@@ -156,6 +155,11 @@ class Run:
             raise TrainingError(
                 f"training stopped at step {state.step}: {state.bad_in_a_row} non-finite steps in a row ({bad})"
             )
+
+
+def _shifted(stage: Stage, base: int, total: int) -> Callable[[int, int], None]:
+    """Reports of one part of a stage as reports of the whole."""
+    return lambda done, _: stage(base + done, total)
 
 
 def _tag(step: int) -> str:

@@ -62,8 +62,8 @@ class _RenderRays(torch.autograd.Function):
                     whole[part] = piece
         if saved is not None:
             # The two halves are saved instead of the volume: same size, and no second split.
-            ctx.save_for_backward(field.sdf_rows, field.colour_rows, origins, directions, edges, scene, hit, ray_depth, slope, inv_s,
-                                  *weights, *saved)  # fmt: skip
+            constants = (origins, directions, edges, scene, hit, ray_depth, slope)
+            ctx.save_for_backward(field.sdf_rows, field.colour_rows, *constants, inv_s, *weights, *saved)
             ctx.settings = (geometry, truncation, rays_per_chunk)
         return sums, losses
 
@@ -109,7 +109,7 @@ def _chunks(count: int, size: int) -> list[slice]:
 
 def _slice(rays: Rays, part: slice) -> Rays:
     targets = RayTargets(rays.targets.ray_depth[part], rays.targets.slope[part], rays.targets.truncation)
-    return Rays(*(value[part] for value in rays[:5]), targets)
+    return Rays(rays.origins[part], rays.directions[part], rays.edges[part], rays.scene[part], rays.hit[part], targets)
 
 
 def _check_rays(batch: int, origins: Tensor, directions: Tensor, edges: Tensor) -> dict[str, int]:

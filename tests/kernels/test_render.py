@@ -21,7 +21,6 @@ from ponder_kernels.render.op import chunk_rays
 from ponder_kernels.render.reference import render_rays_reference
 from tests.tolerance import assert_close_to_reference
 
-
 # Behind a nearly opaque sample the gradient of the transmittance product divides by a factor close to 0, in the
 # reference (torch's cumprod) as in the operator: the sums are that much worse conditioned than their values.
 CONDITION = 256

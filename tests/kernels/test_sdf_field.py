@@ -62,7 +62,7 @@ def test_rows_stay_in_range_for_any_point(padding: str) -> None:
     hostile = torch.tensor([0.0, 1.0, -1e30, 1e30, float("inf"), -float("inf"), float("nan"), 0.5])
     points = torch.cartesian_prod(hostile, hostile, hostile)
     corners = find_corners(points, torch.zeros(len(points), dtype=torch.long), geometry)
-    assert 0 <= int(corners.rows.min()) and int(corners.rows.max()) < 60
+    assert int(corners.rows.min()) >= 0 and int(corners.rows.max()) < 60
     assert torch.isfinite(corners.weight).all() and torch.isfinite(corners.slope).all()
 
 

@@ -128,9 +128,7 @@ def test_normals_are_the_gradient_of_the_distance(rooms, scenes, seed):
     shifts = torch.eye(3, dtype=torch.float64) * step
     differences = [(room.sdf(offset + s) - room.sdf(offset - s)) / (2 * step) for s in shifts]
     error = (torch.stack(differences, -1) - normal).norm(dim=-1)
-    assert (
-        float((error < 1e-3).double().mean()) > 0.985
-    )  # the rest lies in concave corners, where sdf has a crease
+    assert float((error < 1e-3).double().mean()) > 0.985  # the rest lies in concave corners, where sdf has a crease
     assert float((normal.norm(dim=1) - 1).abs().max()) < 1e-6
     _, directions = rays_through_pixels(
         pixel_grid(*frames.size), frames.intrinsics[:, None, None], frames.camera_to_world[:, None, None]
@@ -142,9 +140,7 @@ def test_points_project_back_to_their_pixels(scenes):
     frames = scenes[1].train
     points, pixels = surface_points(frames), pixel_grid(*frames.size)
     for view in range(len(frames)):
-        back, depth = project_points(
-            points[view].reshape(-1, 3), frames.intrinsics[view], frames.camera_to_world[view]
-        )
+        back, depth = project_points(points[view].reshape(-1, 3), frames.intrinsics[view], frames.camera_to_world[view])
         assert float((back - pixels.reshape(-1, 2)).abs().max()) < 1e-3
         torch.testing.assert_close(depth, frames.z_depth[view].reshape(-1), atol=1e-5, rtol=1e-5)
 
@@ -207,9 +203,7 @@ def test_furniture_stays_in_the_room_and_apart(rooms, seed):
     assert {CLASS_NAMES[i] for i in room.boxes.semantic.tolist()} >= {"door", "window", "rug", "picture"}
     names = [CLASS_NAMES[i] for i in room.boxes.semantic.tolist()]
     corners = list(zip(room.solids.object_lower.numpy(), room.solids.object_upper.numpy(), strict=True))
-    standing = [
-        c for c, n in zip(corners, names, strict=True) if n in {"table", "sofa", "bed", "cabinet", "shelf"}
-    ]
+    standing = [c for c, n in zip(corners, names, strict=True) if n in {"table", "sofa", "bed", "cabinet", "shelf"}]
     for i, first in enumerate(standing):
         assert not any(overlaps(first, second, 0.0) for second in standing[:i])
 

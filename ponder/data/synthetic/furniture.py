@@ -55,9 +55,7 @@ def table(paint: Palette, half_x: float, half_y: float, height: float) -> Furnit
         return Furniture("table", (Part(disc, top), Part(post, frame), Part(foot, frame)))
     parts = [Part(block((-half_x, -half_y, height - 0.045), (half_x, half_y, height), 0.012), top)]
     parts += [Part(leg, frame) for leg in _legs(half_x - 0.07, half_y - 0.07, height - 0.04, 0.035)]
-    apron = block(
-        (-half_x + 0.08, -half_y + 0.08, height - 0.11), (half_x - 0.08, half_y - 0.08, height - 0.03)
-    )
+    apron = block((-half_x + 0.08, -half_y + 0.08, height - 0.11), (half_x - 0.08, half_y - 0.08, height - 0.03))
     parts.append(Part(apron, frame))
     return Furniture("table", tuple(parts))
 
@@ -127,9 +125,7 @@ def sofa(paint: Palette) -> Group:
     parts += [Part(leg, solid((0.15, 0.10, 0.08))) for leg in (_shifted_legs(w, d, 0.10))]
     for number in range(seats):
         x = -w + number * seat_w
-        parts.append(
-            Part(block((x + 0.005, 0.20, 0.29), (x + seat_w - 0.005, d - 0.01, 0.45), 0.05), cushion)
-        )
+        parts.append(Part(block((x + 0.005, 0.20, 0.29), (x + seat_w - 0.005, d - 0.01, 0.45), 0.05), cushion))
         parts.append(Part(block((x + 0.01, 0.16, 0.43), (x + seat_w - 0.01, 0.36, 0.80), 0.07), cushion))
     pillow = paint.fabric("xz")
     side = paint.choice(("left", "right"))
@@ -149,14 +145,10 @@ def bed(paint: Palette) -> Group:
     parts = [
         Part(block((-w, 0.0, 0.0), (w, 0.06, paint.between(0.85, 1.05)), 0.015), frame),
         Part(block((-w, 0.05, 0.12), (w, length, 0.30), 0.01), frame),
-        Part(
-            block((-w + 0.02, 0.06, 0.28), (w - 0.02, length - 0.02, 0.48), 0.06), solid((0.94, 0.93, 0.90))
-        ),
+        Part(block((-w + 0.02, 0.06, 0.28), (w - 0.02, length - 0.02, 0.48), 0.06), solid((0.94, 0.93, 0.90))),
         Part(block((-w + 0.005, 0.62, 0.26), (w - 0.005, length + 0.01, 0.52), 0.06), blanket),
     ]
-    parts += [
-        Part(tube(s * (w - 0.06), y, 0.0, 0.13, 0.03), frame) for s in (-1, 1) for y in (0.1, length - 0.08)
-    ]
+    parts += [Part(tube(s * (w - 0.06), y, 0.0, 0.13, 0.03), frame) for s in (-1, 1) for y in (0.1, length - 0.08)]
     cushion = solid(paint.pale())
     for x in (-w / 2, w / 2) if w > 0.6 else (0.0,):
         parts.append(Part(block((x - 0.27, 0.09, 0.46), (x + 0.27, 0.50, 0.60), 0.065), cushion))
@@ -172,17 +164,11 @@ def cabinet_body(paint: Palette, w: float, d: float, h: float, doors: int) -> Fu
     body, door = paint.wood(), paint.painted()
     knob = solid((0.92, 0.85, 0.55))
     parts = [Part(block((-w, 0.0, 0.06), (w, d - 0.02, h), 0.006), body)]
-    parts += [
-        Part(tube(s * (w - 0.05), y, 0.0, 0.07, 0.018, 0.024), body)
-        for s in (-1, 1)
-        for y in (0.05, d - 0.07)
-    ]
+    parts += [Part(tube(s * (w - 0.05), y, 0.0, 0.07, 0.018, 0.024), body) for s in (-1, 1) for y in (0.05, d - 0.07)]
     step = 2 * w / doors
     for number in range(doors):
         x = -w + number * step
-        parts.append(
-            Part(block((x + 0.02, d - 0.03, 0.09), (x + step - 0.02, d - 0.006, h - 0.04), 0.004), door)
-        )
+        parts.append(Part(block((x + 0.02, d - 0.03, 0.09), (x + step - 0.02, d - 0.006, h - 0.04), 0.004), door))
         handle = x + step - 0.06 if number % 2 == 0 else x + 0.06
         parts.append(Part(sphere((handle, d, 0.62 * h), 0.016), knob))
     return Furniture("cabinet", tuple(parts))

@@ -75,9 +75,7 @@ class Layout:
         self.items: list[Placed] = []
         self.taken: list[Extent] = []
 
-    def wall_place(
-        self, wall: int, along: float, height: float = 0.0, gap: float = 0.0
-    ) -> tuple[Vec3, float]:
+    def wall_place(self, wall: int, along: float, height: float = 0.0, gap: float = 0.0) -> tuple[Vec3, float]:
         """Position and yaw at a fraction `along` of a wall (0 to 3 as the shell's faces); +y inwards."""
         length_x, length_y, _ = self.size
         places = (
@@ -133,9 +131,7 @@ class Layout:
         paint, generator = self.paint, self.paint.generator
         walls = [int(w) for w in generator.permutation(4)]
         along = paint.between(0.25, 0.75)
-        leaf = place_group(
-            (Placed(door(paint, 0.42, 2.02), (0.0, 0.0, 0.0)),), *self.wall_place(walls[0], along)
-        )
+        leaf = place_group((Placed(door(paint, 0.42, 2.02), (0.0, 0.0, 0.0)),), *self.wall_place(walls[0], along))
         self.add(leaf)
         swing, _ = self.wall_place(walls[0], along, gap=0.4)
         reach = np.array([0.4, 0.4, 1.0])

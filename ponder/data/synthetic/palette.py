@@ -67,9 +67,7 @@ class Palette:
         """Wood in one of several tones, bands along x."""
         tone = _WOODS[int(self.generator.integers(len(_WOODS)))]
         period = self.between(0.25, 0.4)
-        return pattern(
-            "planks", scaled(tone, 0.72), scaled(tone, 1.12), period, "yx", self.between(0, 1), 1.0
-        )
+        return pattern("planks", scaled(tone, 0.72), scaled(tone, 1.12), period, "yx", self.between(0, 1), 1.0)
 
     def painted(self) -> Texture:
         """A plain vivid surface."""

@@ -111,9 +111,7 @@ class Boxes(_Stacked):
         deepest, axis = excess.max(-1)
         face = torch.nn.functional.one_hot(axis, 3).to(excess.dtype)
         is_outside = outside > _ON_SURFACE
-        direction = torch.where(
-            is_outside[..., None], outer / outside.clamp(min=_ON_SURFACE)[..., None], face
-        )
+        direction = torch.where(is_outside[..., None], outer / outside.clamp(min=_ON_SURFACE)[..., None], face)
         # A point exactly on a mid-plane has sign 0; the face direction must keep its length there.
         gx, gy, gz = (direction * torch.where(local < 0, -1.0, 1.0)).unbind(-1)
         gradient = torch.stack([self.cosine * gx - self.sine * gy, self.sine * gx + self.cosine * gy, gz], -1)
@@ -206,9 +204,7 @@ class Capsules(_Stacked):
         x, y, z = _offsets(points, self.start)
         sx, sy, sz = self.span.unbind(-1)
         # A sphere's span is zero: any positive divisor gives the segment parameter 0.
-        along = ((x * sx + y * sy + z * sz) / (sx * sx + sy * sy + sz * sz).clamp(min=_ON_SURFACE)).clamp(
-            0, 1
-        )
+        along = ((x * sx + y * sy + z * sz) / (sx * sx + sy * sy + sz * sz).clamp(min=_ON_SURFACE)).clamp(0, 1)
         return x - along * sx, y - along * sy, z - along * sz
 
     def distance(self, points: Tensor) -> Tensor:

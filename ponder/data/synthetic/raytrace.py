@@ -34,9 +34,7 @@ def _box_span(origin: Tensor, inverse: Tensor, lower: Tensor, upper: Tensor) -> 
     return enter, leave
 
 
-def _candidates(
-    solids: Solids, origin: Tensor, inverse: Tensor, far: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def _candidates(solids: Solids, origin: Tensor, inverse: Tensor, far: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """All (ray, solid) pairs whose bounding boxes meet: ray [K], solid [K], entry path length [K]."""
     rays, members, entries = [torch.zeros(0, dtype=torch.long)], [torch.zeros(0, dtype=torch.long)], [far[:0]]
     for number in range(len(solids.pieces)):
@@ -46,9 +44,7 @@ def _candidates(
             continue
         own = (solids.owner[SHELL_FACES:] == number).nonzero()[:, 0]
         # One row per solid keeps the rays contiguous.
-        enter, leave = _box_span(
-            origin[near], inverse[near], solids.lower[own][:, None], solids.upper[own][:, None]
-        )
+        enter, leave = _box_span(origin[near], inverse[near], solids.lower[own][:, None], solids.upper[own][:, None])
         row, column = (enter <= leave).nonzero(as_tuple=True)
         rays.append(near[column])
         members.append(own[row])

@@ -60,16 +60,12 @@ def render_room(room: Room, intrinsics: Tensor, camera_to_world: Tensor, width: 
     if intrinsics.shape != (3, 3):
         raise ValueError(f"intrinsics: expected shape [3, 3], got {list(intrinsics.shape)}")
     if camera_to_world.ndim != 3 or camera_to_world.shape[1:] != (4, 4) or camera_to_world.shape[0] < 1:
-        raise ValueError(
-            f"camera_to_world: expected shape [V, 4, 4] with V >= 1, got {list(camera_to_world.shape)}"
-        )
+        raise ValueError(f"camera_to_world: expected shape [V, 4, 4] with V >= 1, got {list(camera_to_world.shape)}")
     if min(width, height) < 1:
         raise ValueError(f"width, height: expected at least 1 pixel, got {width} x {height}")
     clearance = room.sdf(camera_to_world[:, :3, 3])
     if bool((clearance <= 0).any()):
-        raise ValueError(
-            f"camera_to_world: view {int(clearance.argmin())} has its eye outside the free space"
-        )
+        raise ValueError(f"camera_to_world: view {int(clearance.argmin())} has its eye outside the free space")
     with one_thread():
         views = [_render_view(room, intrinsics, pose, width, height) for pose in camera_to_world]
     stacked = {key: torch.stack([view[key] for view in views]) for key in views[0]}

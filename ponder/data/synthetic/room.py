@@ -139,9 +139,7 @@ def assemble_room(size: Vec3, shell: Sequence[Texture], objects: Sequence[Placed
         raise ValueError(f"shell: expected {SHELL_FACES} textures, got {len(shell)}")
     for number, item in enumerate(objects):
         if item.furniture.semantic not in CLASS_NAMES or not item.furniture.parts:
-            raise ValueError(
-                f"objects[{number}]: expected parts and a known class, got {item.furniture.semantic!r}"
-            )
+            raise ValueError(f"objects[{number}]: expected parts and a known class, got {item.furniture.semantic!r}")
     moved = [[move(part.shape, o.position, o.yaw) for part in o.furniture.parts] for o in objects]
     solids, origin = build_solids(size, moved)
     textures = [*shell, *(objects[o].furniture.parts[p].texture for o, p in origin)]

@@ -46,9 +46,7 @@ class Frustum:
         if self.half_height <= 0:
             raise ValueError(f"Frustum.half_height: expected a positive length, got {self.half_height}")
         if min(self.bottom, self.top, self.rounding) < 0:
-            raise ValueError(
-                f"Frustum: expected radii of at least 0, got {self.bottom, self.top, self.rounding}"
-            )
+            raise ValueError(f"Frustum: expected radii of at least 0, got {self.bottom, self.top, self.rounding}")
 
 
 @dataclass(frozen=True)

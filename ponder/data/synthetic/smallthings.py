@@ -15,9 +15,7 @@ def books_upright(paint: Palette, length: float, tallest: float) -> Furniture:
         tall, deep = tallest * paint.between(0.7, 1.0), paint.between(0.16, 0.20)
         colour = paint.vivid() if paint.generator.uniform() < 0.7 else paint.choice_colour()
         # A hair's breadth between books keeps their sides from coinciding.
-        parts.append(
-            Part(block((x + 0.001, 0.0, 0.0), (x + thick - 0.001, deep, tall), 0.003), solid(colour))
-        )
+        parts.append(Part(block((x + 0.001, 0.0, 0.0), (x + thick - 0.001, deep, tall), 0.003), solid(colour)))
         x += thick
     if not parts:
         parts.append(Part(block((0.0, 0.0, 0.0), (0.04, 0.17, tallest), 0.003), paint.painted()))
@@ -123,12 +121,8 @@ def window(paint: Palette, half_x: float, low: float, high: float) -> Furniture:
     for x in (-half_x, 0.0, half_x):
         parts.append(Part(block((x - 0.03, 0.0, low - 0.03), (x + 0.03, 0.05, high + 0.03), 0.005), white))
     for z in (low, middle, high):
-        parts.append(
-            Part(block((-half_x - 0.029, 0.0, z - 0.025), (half_x + 0.029, 0.045, z + 0.025), 0.005), white)
-        )
-    parts.append(
-        Part(block((-half_x - 0.08, 0.0, low - 0.07), (half_x + 0.08, 0.14, low - 0.03), 0.008), white)
-    )
+        parts.append(Part(block((-half_x - 0.029, 0.0, z - 0.025), (half_x + 0.029, 0.045, z + 0.025), 0.005), white))
+    parts.append(Part(block((-half_x - 0.08, 0.0, low - 0.07), (half_x + 0.08, 0.14, low - 0.03), 0.008), white))
     cloth = pattern("stripes", paint.vivid(), paint.pale(), 0.4, "z", 0.1, 2.0)
     rod = solid(paint.deep())
     reach = half_x + 0.30
@@ -146,15 +140,11 @@ def door(paint: Palette, half_x: float, height: float) -> Furniture:
     inset = solid(scaled(leaf, 0.75))
     parts = [Part(block((-half_x, 0.0, 0.0), (half_x, 0.03, height), 0.003), solid(leaf))]
     for s in (-1, 1):
-        parts.append(
-            Part(block((s * half_x - 0.05, 0.0, 0.0), (s * half_x + 0.05, 0.055, height + 0.05), 0.006), trim)
-        )
+        parts.append(Part(block((s * half_x - 0.05, 0.0, 0.0), (s * half_x + 0.05, 0.055, height + 0.05), 0.006), trim))
     parts.append(Part(block((-half_x, 0.0, height - 0.05), (half_x, 0.052, height + 0.048), 0.006), trim))
     for low, high in ((0.15, 0.85), (1.05, height - 0.20)):
         for s in (-1, 1):
             inner, outer = sorted((s * 0.05, s * (half_x - 0.12)))
             parts.append(Part(block((inner, 0.0, low), (outer, 0.04, high), 0.006), inset))
-    parts.append(
-        Part(Capsule((half_x - 0.10, 0.06, 0.97), (half_x - 0.20, 0.06, 0.97), 0.013), solid((0.9, 0.8, 0.4)))
-    )
+    parts.append(Part(Capsule((half_x - 0.10, 0.06, 0.97), (half_x - 0.20, 0.06, 0.97), 0.013), solid((0.9, 0.8, 0.4))))
     return Furniture("door", tuple(parts))

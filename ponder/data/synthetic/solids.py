@@ -70,9 +70,7 @@ class Solids:
         )
         for number, (pieces, starts) in enumerate(zip(self.pieces, self.starts, strict=True)):
             # No point of an object is nearer than its bounding box: far objects need no evaluation.
-            gap_x, gap_y, gap_z = ((columns - centre[number][:, None]).abs() - half[number][:, None]).unbind(
-                0
-            )
+            gap_x, gap_y, gap_z = ((columns - centre[number][:, None]).abs() - half[number][:, None]).unbind(0)
             near = (torch.maximum(torch.maximum(gap_x, gap_y), gap_z) < best).nonzero()[:, 0]
             if near.numel() == 0:
                 continue
@@ -136,9 +134,7 @@ class Solids:
         return starts
 
 
-def build_solids(
-    size: Sequence[float], objects: Sequence[Sequence[Shape]]
-) -> tuple[Solids, list[tuple[int, int]]]:
+def build_solids(size: Sequence[float], objects: Sequence[Sequence[Shape]]) -> tuple[Solids, list[tuple[int, int]]]:
     """Stack the shapes of M objects.
 
     Args:

@@ -1,0 +1,18 @@
+"""Fixtures of the pipeline's tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ponder.cli import main
+from tests.ponder.tiny import tiny
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished tiny run on one procedural room."""
+    folder = tmp_path_factory.mktemp("run") / "out"
+    assert main(["pretrain", "demo", *tiny("steps=4", "preview_every=2"), "--out", str(folder), "--device", "cpu"]) == 0
+    return folder
