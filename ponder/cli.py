@@ -95,11 +95,23 @@ def _add_mesh(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--out", metavar="FILE.ply", required=True, help="file to write")
 
 
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse a command line; `key=value` may stand before, between or behind the options of `pretrain`."""
+    parser = build_parser()
+    options, rest = parser.parse_known_args(arguments)
+    stray = [text for text in rest if options.command != "pretrain" or text.startswith("-")]
+    if stray:
+        parser.error(f"unrecognized arguments: {' '.join(stray)}")
+    if rest:
+        options.overrides += rest
+    return options
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
-    options = build_parser().parse_args(arguments)
-    # Read by the OpenMP runtime when torch loads. Its default spins at every barrier: with one other process on a
-    # two-core machine a step then takes three times as long; sleeping costs nothing measurable on an idle one.
+    options = parse(arguments)
+    # Read by the OpenMP runtime when torch loads. Its default is to spin at every barrier: some 15 % faster on an idle
+    # two-core machine, but three times slower as soon as one other process wants a core.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from ponder import commands
 

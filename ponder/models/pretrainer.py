@@ -27,6 +27,7 @@ class ModelConfig:
         voxel: edge of the sparse encoder's voxels, metres.
         cell: edge of the dense grid's cells, metres.
         margin: empty space around the cloud that the grid includes, metres.
+        outliers: fraction of points per axis and side that may lie outside the grid; they are dropped.
         max_cells: bound on the dense grid's cells; the cells of larger scenes grow.
         sparse_base, sparse_channels, sparse_layers: widths and depths of the sparse U-Net.
         dense_base, dense_levels: width and depth of the dense U-Net.
@@ -38,6 +39,7 @@ class ModelConfig:
     voxel: float = 0.05
     cell: float = 0.08
     margin: float = 0.16
+    outliers: float = 0.001
     max_cells: int = 400_000
     sparse_base: int = 16
     sparse_channels: tuple[int, ...] = (16, 32, 48, 64, 64, 48, 32, 32)
@@ -70,6 +72,14 @@ def voxelise(cloud: PointCloud, config: ModelConfig) -> EncodedCloud:
     """
     if len(cloud) == 0:
         raise ValueError("cloud: expected at least one point, got none")
+    grid = fit_grid(
+        _without_outliers(cloud.coord, config.outliers),
+        config.cell,
+        config.margin,
+        config.max_cells,
+        2 ** (config.dense_levels - 1),
+    )
+    cloud = cloud.select(((cloud.coord >= grid.box[0]) & (cloud.coord < grid.box[1])).all(1))
     low = cloud.coord.amin(0)
     cells = ((cloud.coord - low) / config.voxel).floor().long()
     unique, inverse = torch.unique(cells, dim=0, return_inverse=True)
@@ -77,8 +87,17 @@ def voxelise(cloud: PointCloud, config: ModelConfig) -> EncodedCloud:
     stacked = torch.cat([cloud.coord, cloud.colour * 2 - 1, cloud.normal], 1)
     means = stacked.new_zeros(len(unique), 9).index_add_(0, inverse, stacked) / counts
     offset = (means[:, :3] - low) / config.voxel - unique - 0.5
-    grid = fit_grid(cloud.coord, config.cell, config.margin, config.max_cells, 2 ** (config.dense_levels - 1))
     return EncodedCloud(torch.cat([means[:, 3:], offset], 1), unique, means[:, :3].contiguous(), grid)
+
+
+def _without_outliers(coord: Tensor, fraction: float) -> Tensor:
+    """The points [N, 3] between the two extreme quantiles of every axis: a few flying pixels must not size the grid."""
+    dropped = int(fraction * len(coord))
+    if dropped == 0:
+        return coord
+    ordered = coord.sort(0).values
+    inside = (coord >= ordered[dropped]) & (coord <= ordered[-1 - dropped])
+    return coord[inside.all(1)]
 
 
 class Volume(NamedTuple):

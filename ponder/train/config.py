@@ -99,6 +99,8 @@ def validate(config: TrainConfig) -> TrainConfig:
             raise ConfigError(f"{key}: expected 0 or more, got {value}")
     if not 0 < config.optim.warmup < 1:
         raise ConfigError(f"optim.warmup: expected a fraction between 0 and 1, got {config.optim.warmup}")
+    if not 0 <= config.model.outliers < 0.1:
+        raise ConfigError(f"model.outliers: expected a fraction from 0 to below 0.1, got {config.model.outliers}")
     if config.data.source not in SOURCES:
         raise ConfigError(f"data.source: expected one of {', '.join(SOURCES)}, got {config.data.source!r}")
     ratio = config.data.colour_ratio
@@ -166,8 +168,8 @@ def _parse(text: str, kind: Any, key: str) -> Any:
     if kind is str:
         return text
     try:
-        value = json.loads(text)
-    except json.JSONDecodeError:
+        value = float(text) if kind is float else json.loads(text)
+    except ValueError:
         raise ConfigError(f"{key}: expected {_kind_name(kind)}, got {text!r}") from None
     return coerce(value, kind, key)
 

@@ -12,7 +12,7 @@ import torch
 import trimesh
 from PIL import Image
 
-from ponder.cli import main
+from ponder.cli import main, parse
 from ponder.train.checkpoint import read_checkpoint
 from tests.ponder.rgbd_writer import write_folder
 from tests.ponder.tiny import tiny
@@ -98,6 +98,16 @@ def test_render_and_mesh(finished_run: Path, tmp_path: Path) -> None:
     assert (tmp_path / "p" / "0000.colour.png").exists()
     assert main(["mesh", checkpoint, "--out", str(tmp_path / "m.ply"), "--cell", "0.25"]) == 0
     assert len(trimesh.load(tmp_path / "m.ply", process=False).vertices) > 0
+
+
+def test_overrides_may_stand_anywhere() -> None:
+    for words in ("a=1 --data d b=2 --resume", "--data d a=1 --resume b=2", "--data d --resume a=1 b=2"):
+        options = parse(["pretrain", "rgbd", *words.split()])
+        assert sorted(options.overrides) == ["a=1", "b=2"] and options.data == "d" and options.resume
+    for words in (["pretrain", "demo", "--stpes", "3"], ["mesh", "c.pt", "--out", "m.ply", "a=1"]):
+        with pytest.raises(SystemExit) as stop:
+            parse(words)
+        assert stop.value.code == 2
 
 
 def test_doctor(capsys: pytest.CaptureFixture) -> None:

@@ -176,3 +176,26 @@ def test_voxelise() -> None:
     torch.testing.assert_close(found.features[0, 6:], torch.tensor([-0.3, -0.5, -0.5]))
     with pytest.raises(ValueError, match="cloud: expected at least one point, got none"):
         voxelise(cloud.select(torch.zeros(3, dtype=torch.bool)), ModelConfig())
+
+
+def test_dense_unet_equals_plain_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The layout that makes torch take oneDNN changes speed, not results."""
+    torch.manual_seed(0)
+    model = DenseUNet(3, 5, base_channels=4, levels=3)
+    volume = torch.randn(1, 3, 8, 12, 16, requires_grad=True)
+    cotangent = torch.randn(1, 5, 8, 12, 16)
+    leaves = [volume, *model.parameters()]
+    fast = torch.autograd.grad((model(volume) * cotangent).sum(), leaves)
+    monkeypatch.setattr("ponder.models.dense_unet._for_onednn", lambda x: x)
+    plain = torch.autograd.grad((model(volume) * cotangent).sum(), leaves)
+    for got, want in zip(fast, plain, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4)
+
+
+def test_flying_points_do_not_size_the_grid() -> None:
+    coord = torch.cat([torch.rand(4000, 3), torch.tensor([[50.0, 0.5, 0.5], [0.5, -40.0, 0.5]])])
+    cloud = PointCloud(coord, torch.zeros_like(coord), torch.zeros_like(coord))
+    found = voxelise(cloud, ModelConfig(voxel=0.1, cell=0.1, margin=0.1, outliers=0.001))
+    assert max(found.grid.shape) <= 16
+    assert found.coord.max() < 1.3 and found.coord.min() > -0.3
+    assert max(voxelise(cloud, ModelConfig(voxel=0.1, cell=0.1, outliers=0.0)).grid.shape) > 100
