@@ -74,8 +74,9 @@ def _spconv_has_cuda() -> bool:
 
 
 def _load_spconv() -> ModuleType:
-    with _QuietFx():
-        spconv = importlib.import_module("spconv.pytorch")
+    # spconv calls a torch.fx function that announces, on every start, that it will be renamed.
+    logging.getLogger("torch.fx._symbolic_trace").addFilter(_not_the_renaming_notice)
+    spconv = importlib.import_module("spconv.pytorch")
     _let_cpu_backward_run()
     return spconv
 
@@ -91,17 +92,9 @@ def _let_cpu_backward_run() -> None:
     ops.get_current_stream = _no_stream  # type: ignore[attr-defined]
 
 
+def _not_the_renaming_notice(record: logging.LogRecord) -> bool:
+    return "is_fx_tracing" not in record.getMessage()
+
+
 def _no_stream() -> int:
     return 0
-
-
-class _QuietFx:
-    """Hides torch.fx's renaming notice, which importing spconv triggers on every start."""
-
-    def __enter__(self) -> None:
-        self._logger = logging.getLogger("torch.fx._symbolic_trace")
-        self._level = self._logger.level
-        self._logger.setLevel(logging.ERROR)
-
-    def __exit__(self, *exc: object) -> None:
-        self._logger.setLevel(self._level)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from scipy.ndimage import binary_erosion
 from scipy.spatial import cKDTree
 from skimage.measure import marching_cubes
 from torch import Tensor
@@ -62,12 +63,13 @@ def extract_mesh(
         box: [1, 2, 3] metres.
         points: [N, 3] input cloud, metres.
         cell: spacing of the lattice, metres.
-        reach: metres.
+        reach: metres; at least three cells are used.
         progress: called with (lattice points done, in all).
 
     Returns:
         Mesh on the CPU, with no vertices where the SDF does not cross 0.
     """
+    reach = max(reach, 3 * cell)
     axes = _lattice(box[0].cpu(), cell)
     grid = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)
     flat = grid.reshape(-1, 3)
@@ -76,13 +78,15 @@ def extract_mesh(
     sdf = _sdf_at(renderer, volume, box, flat[torch.from_numpy(near)], progress)
     lattice = torch.full((len(flat),), reach)
     lattice[torch.from_numpy(near)] = sdf
-    values, mask = lattice.view(grid.shape[:3]).numpy(), near.reshape(grid.shape[:3])
+    values = lattice.view(grid.shape[:3]).numpy()
+    # Only cells whose eight corners were all evaluated: the filler of the others would make false crossings.
+    mask = binary_erosion(near.reshape(grid.shape[:3]), np.ones((3, 3, 3)), border_value=1)
     empty = Mesh(torch.zeros(0, 3), torch.zeros(0, 3, dtype=torch.long), torch.zeros(0, 3), torch.zeros(0, 3))
     if not mask.any() or not values[mask].min() < 0 < values[mask].max():
         return empty
     try:
-        # Values fall towards the inside of objects, so "ascent" winds the faces towards the free space.
-        found = marching_cubes(values, 0.0, mask=mask, gradient_direction="ascent")
+        # Values grow towards the free space, and "descent" is the winding that makes faces look there.
+        found = marching_cubes(values, 0.0, mask=mask, gradient_direction="descent")
     except RuntimeError:  # no lattice cell with all corners observed is crossed
         return empty
     spacing = torch.stack([axis[1] - axis[0] for axis in axes]).numpy()
