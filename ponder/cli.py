@@ -77,7 +77,7 @@ def _add_render(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--poses",
         metavar="FILE",
-        help="camera-to-world matrices, 16 numbers each (default: a path through the held-out views)",
+        help="camera-to-world matrices, 16 numbers each (default: a path through the views)",
     )
     parser.add_argument("--frames", type=int, default=24, help="images along an interpolated path (default 24)")
     parser.add_argument("--width", type=int, help="image width in pixels (default: that of the scene's frames)")

@@ -6,12 +6,17 @@ classes on any GPU that Triton supports. Importing either takes seconds, so it h
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import logging
+from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import torch
+
+from ponder.data.threads import one_thread
 
 ENGINES = ("auto", "spconv", "spconv-triton")
 _MODULES = {"spconv": "spconv.pytorch", "spconv-triton": "spconv_triton.pytorch"}
@@ -77,19 +82,35 @@ def _load_spconv() -> ModuleType:
     # spconv calls a torch.fx function that announces, on every start, that it will be renamed.
     logging.getLogger("torch.fx._symbolic_trace").addFilter(_not_the_renaming_notice)
     spconv = importlib.import_module("spconv.pytorch")
-    _let_cpu_backward_run()
+    _repair_cpu_path()
     return spconv
 
 
-def _let_cpu_backward_run() -> None:
-    """spconv's backward asks torch for the current CUDA stream even on CPU tensors, which fails without CUDA.
+def _repair_cpu_path() -> None:
+    """Mend two faults of spconv 2.3 on CPU tensors; CUDA tensors take the original path.
 
-    The stream number is unused on that path, so 0 answers; with a CUDA build of torch nothing is replaced.
+    Its backward asks torch for the current CUDA stream, which fails without CUDA: the number is unused there, so 0
+    answers. Its gather and scatter race when OpenMP gives them more than one thread, and then return wrong sums: they
+    run on one.
     """
-    if torch.backends.cuda.is_built() and torch.cuda.is_available():
-        return
     ops = importlib.import_module("spconv.pytorch.ops")
-    ops.get_current_stream = _no_stream  # type: ignore[attr-defined]
+    if getattr(ops.indice_conv, "__wrapped__", None) is not None:
+        return
+    if not torch.cuda.is_available():
+        ops.get_current_stream = _no_stream  # type: ignore[attr-defined]
+    ops.indice_conv = _on_one_thread(ops.indice_conv)  # type: ignore[attr-defined]
+    ops.indice_conv_backward = _on_one_thread(ops.indice_conv_backward)  # type: ignore[attr-defined]
+
+
+def _on_one_thread(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def call(features: torch.Tensor, *arguments: Any, **options: Any) -> Any:
+        if features.is_cuda:
+            return function(features, *arguments, **options)
+        with one_thread():
+            return function(features, *arguments, **options)
+
+    return call
 
 
 def _not_the_renaming_notice(record: logging.LogRecord) -> bool:

@@ -8,5 +8,11 @@ from ponder.train.config import TrainConfig
 
 
 def demo() -> TrainConfig:
-    """Four procedural rooms at 160 x 120, a small model, 300 steps."""
-    return TrainConfig(recipe="demo", steps=300, data=DataConfig(source="rooms", rooms=4), model=ModelConfig())
+    """Three procedural rooms at 160 x 120, a small model, 220 steps."""
+    return TrainConfig(
+        recipe="demo",
+        steps=220,
+        preview_every=110,
+        data=DataConfig(source="rooms", rooms=3),
+        model=ModelConfig(voxel=0.08, cell=0.08),
+    )

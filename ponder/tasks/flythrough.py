@@ -51,7 +51,8 @@ def render_path(
 ) -> None:
     """Write colour, depth and normal PNGs per pose, 16-bit depth in millimetres, and animation.gif."""
     held = trained.scene.heldout
-    poses = read_poses(poses_file) if poses_file else interpolate_poses(held.camera_to_world, frames)
+    keys = held if len(held) > 1 else trained.scene.train
+    poses = read_poses(poses_file) if poses_file else interpolate_poses(keys.camera_to_world, frames)
     height, own_width = held.size
     scale = 1.0 if width is None else width / own_width
     size = (max(1, round(height * scale)), max(1, round(own_width * scale)))

@@ -9,10 +9,13 @@ import pytest
 from ponder.cli import main
 from tests.ponder.tiny import tiny
 
+# Enough steps for the SDF of the room to cross zero.
+FINISHED = ("steps=12", "preview_every=6", "optim.lr=1e-2")
+
 
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished tiny run on one procedural room."""
     folder = tmp_path_factory.mktemp("run") / "out"
-    assert main(["pretrain", "demo", *tiny("steps=4", "preview_every=2"), "--out", str(folder), "--device", "cpu"]) == 0
+    assert main(["pretrain", "demo", *tiny(*FINISHED), "--out", str(folder), "--device", "cpu"]) == 0
     return folder

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
@@ -81,6 +83,30 @@ def test_sparse_convolutions_follow_the_convention(layer: str) -> None:
     want = torch.autograd.grad((expected * cotangent).sum(), [features, conv.weight])
     for g, w in zip(got, want, strict=True):
         torch.testing.assert_close(g, w, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("layer", ["submanifold", "strided"])
+def test_sparse_convolutions_do_not_race(layer: str) -> None:
+    """spconv's own CPU path returns wrong sums now and then when it has several threads."""
+    spconv = load_engine("spconv")
+    assert torch.get_num_threads() > 1 or (os.cpu_count() or 1) == 1
+    torch.manual_seed(0)
+    coords = torch.unique(torch.randint(12, (500, 3)), dim=0)
+    features = torch.randn(len(coords), 4, requires_grad=True)
+    indices = torch.cat([torch.zeros(len(coords), 1, dtype=torch.long), coords], 1).int().contiguous()
+    if layer == "strided":
+        conv = spconv.SparseConv3d(4, 4, 2, stride=2, bias=False)
+    else:
+        conv = spconv.SubMConv3d(4, 4, 3, padding=1, bias=False)
+
+    def run() -> list[torch.Tensor]:
+        out = conv(spconv.SparseConvTensor(features, indices, [108, 108, 108], 1)).features
+        return [out, *torch.autograd.grad(out.square().sum(), [features, conv.weight])]
+
+    first = run()
+    for _ in range(40):
+        for one, other in zip(first, run(), strict=True):
+            assert torch.equal(one, other)
 
 
 def small_unet() -> SparseUNet:
