@@ -10,7 +10,7 @@ from ponder.cli import main
 from tests.ponder.tiny import tiny
 
 # Enough steps for the SDF of the room to cross zero.
-FINISHED = ("steps=12", "preview_every=6", "optim.lr=1e-2")
+FINISHED = ("steps=30", "preview_every=15", "optim.lr=1e-2", "loss.truncation=0.3")
 
 
 @pytest.fixture(scope="session")

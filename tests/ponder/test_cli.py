@@ -36,17 +36,18 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 
 def test_pretrain_writes_every_output(finished_run: Path) -> None:
     config = json.loads((finished_run / "config.json").read_text(encoding="utf-8"))
-    assert config["steps"] == 12 and config["model"]["renderer"]["hidden"] == 8
+    assert config["steps"] == 30 and config["model"]["renderer"]["hidden"] == 8
     metrics = json.loads((finished_run / "metrics.json").read_text(encoding="utf-8"))
     for moment in ("initial", "final"):
         assert set(metrics[moment]) == {"psnr", "psnr_mean_colour", "ssim", "depth_mae", "depth_rmse", "views"}
-    assert metrics["steps"] == 12 and metrics["skipped_steps"] == 0 and metrics["mesh"]["vertices"] > 0
-    assert metrics["mesh"]["median_distance"] >= 0
+    assert metrics["steps"] == 30 and metrics["skipped_steps"] == 0 and metrics["mesh"]["vertices"] > 0
+    assert 0 < metrics["mesh"]["median_distance"] < 0.3
+    assert metrics["final"]["depth_mae"] < 0.6 * metrics["initial"]["depth_mae"]
     records = [json.loads(line) for line in (finished_run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert [r["step"] for r in records if r["group"] == "train"] == list(range(1, 13))
+    assert [r["step"] for r in records if r["group"] == "train"] == list(range(1, 31))
     assert all(r["loss"] > 0 and r["lr"] > 0 for r in records if r["group"] == "train")
     previews = sorted(p.name for p in (finished_run / "preview").iterdir())
-    assert previews == [f"step-{step:06d}-room-0000.png" for step in (0, 6, 12)]
+    assert previews == [f"step-{step:06d}-room-0000.png" for step in (0, 15, 30)]
     picture = np.asarray(Image.open(finished_run / "preview" / previews[0]))
     assert picture.shape == (2 * 24 + 2, 3 * 32, 3) and picture[:24].std() > 10
     assert len(trimesh.load(finished_run / "mesh.ply", process=False).vertices) == metrics["mesh"]["vertices"]
@@ -159,8 +160,8 @@ def test_a_run_is_never_overwritten(finished_run: Path, capsys: pytest.CaptureFi
     before = snapshot(finished_run)
     arguments = ["pretrain", "demo", *tiny(*FINISHED), "--out", str(finished_run)]
     assert "already holds a run" in fails(arguments, capsys)
-    other = ["pretrain", "demo", *tiny(*FINISHED, "steps=13"), "--out", str(finished_run), "--resume"]
-    assert "has other settings (steps: 12 -> 13)" in fails(other, capsys)
+    other = ["pretrain", "demo", *tiny(*FINISHED, "steps=31"), "--out", str(finished_run), "--resume"]
+    assert "has other settings (steps: 30 -> 31)" in fails(other, capsys)
     assert snapshot(finished_run) == before
 
 
@@ -265,5 +266,5 @@ def test_help_of_every_command(capsys: pytest.CaptureFixture) -> None:
 
 def test_progress_of_a_checkpoint_is_plain(finished_run: Path) -> None:
     config, content = read_checkpoint(finished_run / "checkpoint.pt")
-    assert config.steps == content["progress"]["step"] == 12
+    assert config.steps == content["progress"]["step"] == 30
     assert content["progress"]["initial"]["views"] == 1
