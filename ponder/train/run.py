@@ -52,6 +52,7 @@ class Run:
     device: torch.device
     console: Console
     progress: Progress = field(default_factory=Progress)
+    new_folder: bool = False
 
     def __post_init__(self) -> None:
         torch.manual_seed(self.config.seed)
@@ -181,6 +182,7 @@ def open_run(config: TrainConfig, folder: Path, device: torch.device, resume: bo
         CheckpointError, ConfigError: the checkpoint is unusable or belongs to other settings.
     """
     checkpoint = folder / CHECKPOINT
+    new_folder = not folder.exists()
     if not resume:
         if folder.is_dir() and any((folder / name).exists() for name in (CHECKPOINT, "config.json")):
             raise OutputError(f"output folder {folder} already holds a run: add --resume, or choose another --out")
@@ -194,7 +196,7 @@ def open_run(config: TrainConfig, folder: Path, device: torch.device, resume: bo
         if changed:
             raise ConfigError(f"--resume: the run in {folder} has other settings ({'; '.join(changed)})")
     make_output_folder(folder)
-    run = Run(config, folder, device, console)
+    run = Run(config, folder, device, console, new_folder=new_folder)
     if content is not None:
         run.restore(content)
         console.print(f"resuming {folder} at step {run.progress.step} of {config.steps}", highlight=False)
@@ -206,7 +208,12 @@ def open_run(config: TrainConfig, folder: Path, device: torch.device, resume: bo
 def pretrain(run: Run) -> dict[str, Any]:
     """Run to the end; returns what `metrics.json` holds."""
     remove_leftovers(run.folder)
-    run.load_data()
+    try:
+        run.load_data()
+    except BaseException:
+        if run.new_folder:
+            run.folder.rmdir()  # nothing was written yet
+        raise
     write_json(run.folder / "config.json", to_dict(run.config))
     if not run.checkpoint.exists():
         run.save()

@@ -140,6 +140,7 @@ def test_bad_arguments(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert message in fails(arguments, capsys)
+    assert not [path for path in tmp_path.rglob("*") if path.name != "runs"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a CUDA device")
