@@ -112,7 +112,7 @@ def make_room(seed: int, config: RoomConfig | None = None) -> Room:
     return assemble_room(size, shell, furnish(size, paint, groups))
 
 
-def fuse_frames(frames: Frames) -> PointCloud:
+def cloud_of_frames(frames: Frames) -> PointCloud:
     """All pixels with depth as one cloud: their world points, colours and normals."""
     points = unproject_depth(frames.z_depth, frames.intrinsics, frames.camera_to_world)
     seen = frames.z_depth > 0
@@ -139,7 +139,7 @@ def room_scene(seed: int, config: RoomConfig | None = None) -> Scene:
     intrinsics = pinhole(config.width, config.height, config.horizontal_fov)
     frames = render_room(room, intrinsics, torch.cat(poses), config.width, config.height)
     train = frames.select(range(config.train_views))
-    cloud = fuse_frames(train)
+    cloud = cloud_of_frames(train)
     if config.cloud_noise > 0:
         noise = _generator(seed, _NOISE_STREAM).normal(size=tuple(cloud.coord.shape)) * config.cloud_noise
         cloud = PointCloud(cloud.coord + torch.as_tensor(noise).float(), cloud.colour, cloud.normal)
