@@ -11,8 +11,8 @@ def rgbd() -> TrainConfig:
     """One RGB-D folder (give it with --data), sized for two CPU cores and some 15 minutes."""
     return TrainConfig(
         recipe="rgbd",
-        steps=500,
-        preview_every=250,
+        steps=600,
+        preview_every=200,
         data=DataConfig(source="rgbd"),
         model=ModelConfig(voxel=0.07, cell=0.07, max_cells=300_000),
     )
