@@ -24,13 +24,8 @@ EXIT_INTERRUPTED = 130
 
 def run(options: argparse.Namespace) -> int:
     """Dispatch to the command; returns the exit code."""
-    import torch
-
     from ponder.train.run import TrainingError
 
-    # Softplus and sigmoids of a trained field run into denormal numbers, which the CPU handles many times slower
-    # than others; flushed to 0 they change nothing that float32 could tell from 0.
-    torch.set_flush_denormal(True)
     console = Console()
     command = {
         "pretrain": pretrain,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ponder_kernels import _check
-from ponder_kernels._constants import SOFTPLUS_BETA, SOFTPLUS_THRESHOLD
+from ponder_kernels._constants import SOFTPLUS_BETA, SOFTPLUS_FLOOR, SOFTPLUS_THRESHOLD
 
 
 class SdfWeights(NamedTuple):
@@ -52,12 +52,13 @@ def check_weights(weights: SdfWeights) -> dict[str, int]:
 
 def softplus(x: Tensor) -> Tensor:
     """torch's Softplus(beta=100, threshold=20), as PonderV2's SDF decoder uses."""
-    return torch.nn.functional.softplus(x, beta=SOFTPLUS_BETA, threshold=SOFTPLUS_THRESHOLD)
+    floored = x.clamp_min(SOFTPLUS_FLOOR / SOFTPLUS_BETA)
+    return torch.nn.functional.softplus(floored, beta=SOFTPLUS_BETA, threshold=SOFTPLUS_THRESHOLD)
 
 
 def softplus_slope(x: Tensor) -> Tensor:
     """Derivative of `softplus`; exactly 1 above the threshold, as torch differentiates it."""
-    scaled = x * SOFTPLUS_BETA
+    scaled = (x * SOFTPLUS_BETA).clamp_min(SOFTPLUS_FLOOR)
     return torch.where(scaled > SOFTPLUS_THRESHOLD, torch.ones_like(x), torch.sigmoid(scaled))
 
 
