@@ -26,9 +26,10 @@ BETA_MIN = 1e-4
 SOFTPLUS_BETA = 100.0
 SOFTPLUS_THRESHOLD = 20.0
 
-# Arguments of the softplus, times its sharpness, are clamped to this from below: the value there, exp(-80), is as good
-# as 0, and below it the exponential runs into denormal float32 numbers, which a CPU handles many times slower.
-SOFTPLUS_FLOOR = -80.0
+# Arguments of the softplus, times its sharpness, are clamped to this from below: the value there, exp(-40) / 100, is
+# lost beside any other float64, and below it the exponential and its square run into denormal float32 numbers, which a
+# CPU handles many times slower.
+SOFTPLUS_FLOOR = -40.0
 
 # Inverse-CDF resampling: total weight of a ray is padded up to this, so that an empty ray is sampled uniformly;
 # CDF steps below it count as flat.
