@@ -8,11 +8,11 @@ from ponder.train.config import TrainConfig
 
 
 def demo() -> TrainConfig:
-    """Three procedural rooms at 160 x 120, a small model, 170 steps."""
+    """Three procedural rooms at 160 x 120, a small model, 150 steps."""
     return TrainConfig(
         recipe="demo",
-        steps=170,
-        preview_every=85,
+        steps=150,
+        preview_every=75,
         data=DataConfig(source="rooms", rooms=3),
         model=ModelConfig(voxel=0.08, cell=0.08),
     )
