@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+import ponder_kernels
+
 ROOT = Path(__file__).parents[1]
 KERNEL_DEPENDENCIES = {"torch", "triton", "numpy", "ponder_kernels"}
 
@@ -82,6 +84,8 @@ calls = []
 torch.cuda.init = torch._C._cuda_init = torch.cuda._lazy_init = lambda *a, **k: calls.append("init")
 torch.cuda.is_available = torch.cuda.device_count = lambda *a, **k: calls.append("query") or 0
 import {package}
+for name in getattr({package}, "__all__", ()):
+    getattr({package}, name)
 assert not calls, calls
 assert "spconv" not in sys.modules and "triton" not in sys.modules
 """
@@ -92,17 +96,32 @@ def test_import_touches_no_gpu(package: str) -> None:
     subprocess.run([sys.executable, "-c", PROBE.format(package=package)], check=True, cwd=ROOT)
 
 
-def import_seconds(package: str) -> float:
-    """Wall time of a process that imports a package; the best of three."""
+@pytest.mark.parametrize("package", ["ponder_kernels", "ponder"])
+def test_import_is_quick(package: str) -> None:
+    """Under 3 s on any machine: torch, which takes that long by itself, comes with the first use."""
     times = []
     for _ in range(3):
         began = time.perf_counter()
         subprocess.run([sys.executable, "-c", f"import {package}"], check=True, cwd=ROOT)
         times.append(time.perf_counter() - began)
-    return min(times)
+    assert min(times) < 3.0
 
 
-@pytest.mark.parametrize("package", ["ponder_kernels", "ponder"])
-def test_import_is_quick(package: str) -> None:
-    """Under 3 s with torch; where torch alone takes over 2 s the machine is busy, and the bound moves along."""
-    assert import_seconds(package) < max(3.0, import_seconds("torch") + 1.0)
+IMPORT_ORDERS = [
+    "import ponder_kernels.volume_sample.op",
+    "from ponder_kernels.sdf_field import sdf_field",
+    "from ponder_kernels import composite; import ponder_kernels.composite.reference",
+    "import ponder_kernels; ponder_kernels.render_rays; import ponder_kernels.render.lean",
+]
+
+
+@pytest.mark.parametrize("statement", IMPORT_ORDERS)
+def test_operators_keep_their_names(statement: str) -> None:
+    """A folder of the same name never hides an operator, whatever was imported first."""
+    check = "import ponder_kernels as k; assert all(callable(getattr(k, name)) for name in k.__all__)"
+    subprocess.run([sys.executable, "-c", f"{statement}; {check}"], check=True, cwd=ROOT)
+
+
+def test_unknown_names_are_reported() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'volume_smaple'"):
+        _ = ponder_kernels.volume_smaple
