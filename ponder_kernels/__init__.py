@@ -11,18 +11,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ponder_kernels.composite import RayWeights, composite, render_weights
     from ponder_kernels.ray_sampling import intersect_aabb, merge_edges, resample_edges, stratified_edges
-    from ponder_kernels.render import ColourWeights, RayTargets, RenderedRays, render_rays
+    from ponder_kernels.render import FieldWeights, HeadWeights, Normalisation, RayTargets, RenderedRays, render_rays
     from ponder_kernels.sdf_density import alpha_from_density, laplace_density, neus_alpha
-    from ponder_kernels.sdf_field import SdfField, SdfWeights, sdf_field
+    from ponder_kernels.sdf_field import Layer, SdfField, sdf_field
     from ponder_kernels.volume_sample import volume_sample
 
 __all__ = [
-    "ColourWeights",
+    "FieldWeights",
+    "HeadWeights",
+    "Layer",
+    "Normalisation",
     "RayTargets",
     "RayWeights",
     "RenderedRays",
     "SdfField",
-    "SdfWeights",
     "alpha_from_density",
     "composite",
     "intersect_aabb",
@@ -40,9 +42,9 @@ __all__ = [
 _FOLDERS = {
     "composite": ("RayWeights", "composite", "render_weights"),
     "ray_sampling": ("intersect_aabb", "merge_edges", "resample_edges", "stratified_edges"),
-    "render": ("ColourWeights", "RayTargets", "RenderedRays", "render_rays"),
+    "render": ("FieldWeights", "HeadWeights", "Normalisation", "RayTargets", "RenderedRays", "render_rays"),
     "sdf_density": ("alpha_from_density", "laplace_density", "neus_alpha"),
-    "sdf_field": ("SdfField", "SdfWeights", "sdf_field"),
+    "sdf_field": ("Layer", "SdfField", "sdf_field"),
     "volume_sample": ("volume_sample",),
 }
 _FOLDER_OF = {name: folder for folder, names in _FOLDERS.items() for name in names}

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch.autograd.function import FunctionCtx
 
+from ponder_kernels._backend import triton_interpreted
+
 
 class Cost(NamedTuple):
     """Least traffic and arithmetic of one call: every input read once, every output written once."""
@@ -110,6 +112,8 @@ def launch(kernel: Any, grid: tuple[int, ...], plan: Plan, *args: object) -> Non
     if 0 in grid:
         return
     device = next(a.device for a in args if isinstance(a, torch.Tensor))
+    if device.type != "cuda" and not triton_interpreted():
+        raise RuntimeError(f"{kernel.__name__}: expected CUDA tensors, got {device.type} tensors")
     on_device = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
     with on_device:
         kernel[grid](*args, **plan.constexprs, num_warps=plan.num_warps)

@@ -56,6 +56,7 @@ ALLOWED = {
     "models": {"data", "render", "geometry"},
     "tasks": {"data", "models", "render", "geometry", "train"},
     "train": {"data", "models", "render", "geometry", "tasks"},
+    "compat": {"render", "models", "data", "train", "geometry"},
     "recipes": {"data", "models", "render", "train"},
 }
 
@@ -111,7 +112,7 @@ IMPORT_ORDERS = [
     "import ponder_kernels.volume_sample.op",
     "from ponder_kernels.sdf_field import sdf_field",
     "from ponder_kernels import composite; import ponder_kernels.composite.reference",
-    "import ponder_kernels; ponder_kernels.render_rays; import ponder_kernels.render.lean",
+    "import ponder_kernels; ponder_kernels.render_rays; import ponder_kernels.render.op",
 ]
 
 

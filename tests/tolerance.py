@@ -59,3 +59,66 @@ def assert_close_to_reference(
         f"{name}: error {error.max():.3e} > {allowed:.3e} at flat index {worst}: "
         f"got {got.flatten()[worst]:.9g}, expected {want.flatten()[worst]:.9g}"
     )
+
+
+def assert_no_worse_than_torch(
+    actual: Tensor, single: Tensor, reference: Tensor, *, n_terms: int = 1, name: str = "value"
+) -> None:
+    """Require each element to be as near to a float64 reference as twice the same formula in float32, plus rounding.
+
+    The rule for extreme inputs, where errors have no common scale. Elements that are not finite in either torch result
+    (overflow, NaN) are left out.
+
+    Args:
+        actual: float32 values under test.
+        single: the formula evaluated in float32.
+        reference: the formula evaluated in float64.
+        n_terms: how many terms each value sums.
+        name: for the message.
+    """
+    assert actual.shape == reference.shape, f"{name}: shape {list(actual.shape)}, expected {list(reference.shape)}"
+    got, other, want = (t.detach().cpu().double() for t in (actual, single, reference))
+    comparable = torch.isfinite(want) & torch.isfinite(other)
+    if not comparable.any():
+        return
+    got, other, want = got[comparable], other[comparable], want[comparable]
+    rounding = SAFETY * torch.finfo(torch.float32).eps * math.sqrt(max(n_terms, 1))
+    allowed = 2 * (other - want).abs() + rounding * (want.abs() + want.abs().median())
+    # A float32 result below the smallest normal number may be flushed to zero.
+    allowed = allowed + torch.finfo(torch.float32).tiny
+    excess = (got - want).abs() - allowed
+    excess = torch.where(torch.isnan(excess), float("inf"), excess)
+    worst = int(excess.argmax())
+    assert excess[worst] <= 0, f"{name}: got {got[worst]:.9g}, float32 {other[worst]:.9g}, float64 {want[worst]:.9g}"
+
+
+def assert_within_rounding(
+    actual: Tensor, reference: Tensor, magnitude: Tensor, *, n_terms: int, dtype: torch.dtype, name: str = "value"
+) -> None:
+    """Require each element to be within the rounding of its own terms: SAFETY eps(dtype) sqrt(n_terms) magnitude.
+
+    The rule for sums that may cancel and have no common scale. Where the reference is NaN or infinite the value must
+    not be a finite number; terms too large for float32 are left out.
+
+    Args:
+        actual: values under test.
+        reference: float64 truth of the same shape.
+        magnitude: float64, the same sums with every term made positive.
+        n_terms: how many terms each value sums.
+        dtype: of the arithmetic or, if coarser, of the stored values.
+        name: for the message.
+    """
+    assert actual.shape == reference.shape, f"{name}: shape {list(actual.shape)}, expected {list(reference.shape)}"
+    got, want, size = (t.detach().cpu().double() for t in (actual, reference, magnitude))
+    invented = torch.isfinite(got) & ~torch.isfinite(want)
+    assert not invented.any(), f"{name}: finite where the reference is {want[invented][0]}"
+    comparable = torch.isfinite(want) & (size < torch.finfo(dtype).max / 2)
+    got, want, size = got[comparable], want[comparable], size[comparable]
+    if not got.numel():
+        return
+    # Numbers below the smallest normal one have fewer digits, or none.
+    allowed = SAFETY * (torch.finfo(dtype).eps * math.sqrt(max(n_terms, 1)) * size + torch.finfo(dtype).tiny)
+    excess = (got - want).abs() - allowed
+    excess = torch.where(torch.isnan(excess), float("inf"), excess)
+    worst = int(excess.argmax())
+    assert excess[worst] <= 0, f"{name}: got {got[worst]:.9g}, expected {want[worst]:.9g} +- {allowed[worst]:.3g}"

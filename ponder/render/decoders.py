@@ -1,74 +1,72 @@
-"""Decoders of the neural field with PonderV2's parameter names, and their collapse to the form the kernels take."""
+"""Decoders of the neural field with PonderV2's parameter names, and their layers in the form the kernels take."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from ponder_kernels import ColourWeights, SdfWeights
+from ponder_kernels import Layer
 
 
-def _chain(outer: nn.Linear, inner: nn.Module) -> tuple[Tensor, Tensor]:
-    """Weight and bias of outer(inner(x)) as one affine map."""
-    assert isinstance(inner, nn.Linear)
-    return outer.weight @ inner.weight, outer.weight @ inner.bias + outer.bias
+class Decoder(nn.Module):
+    """h = points_factor fc_p(points); for every l: h = act(lin_l(h + fc_c.l(x))), without activation after the last.
 
-
-class SDFDecoder(nn.Module):
-    """features -> [sdf, geometry features]: lin1(softplus(lin0(fc_c.0 f)) + fc_c.1 f).
+    Three maps a layer look like much, but no activation separates `lin_l` from `fc_c.l`: `layers` multiplies them out.
 
     Args:
-        in_channels: Cs features.
-        hidden: K hidden units.
-        geometry_channels: G geometry features passed on to the colour decoder.
+        in_channels: width of x.
+        out_channels: width of the last layer.
+        hidden: width of the others.
+        n_blocks: further hidden layers; 0 makes the decoder affine.
+        points_factor: weight of the points' layer; 0 leaves them out.
+        keep_points_layer: create `fc_p` even where its weight is 0, as PonderV2 does; its gradient is zeros then, not
+            None, so that an optimiser's weight decay acts on it.
+        points_layer_first: create `fc_p` before `fc_c`: PonderV2 does in its colour and semantic decoders, and random
+            initialisation and the order of an optimiser's state follow.
     """
 
-    def __init__(self, in_channels: int, hidden: int, geometry_channels: int) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        hidden: int,
+        n_blocks: int,
+        points_factor: float = 0.0,
+        keep_points_layer: bool = False,
+        points_layer_first: bool = False,
+    ) -> None:
         super().__init__()
-        self.lin0 = nn.Linear(hidden, hidden)
-        self.lin1 = nn.Linear(hidden, 1 + geometry_channels)
-        self.fc_c = nn.ModuleList(nn.Linear(in_channels, hidden) for _ in range(2))
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.n_blocks, self.points_factor = n_blocks, points_factor
+        widths = [hidden] * (n_blocks + 1) + [out_channels]
+        for number in range(n_blocks + 1):
+            setattr(self, f"lin{number}", nn.Linear(widths[number], widths[number + 1]))
+        needs_points_layer = bool(points_factor) or keep_points_layer
+        if needs_points_layer and points_layer_first:
+            self.fc_p = nn.Linear(3, hidden)
+        self.fc_c = nn.ModuleList(nn.Linear(in_channels, hidden) for _ in range(n_blocks + 1))
+        if needs_points_layer and not points_layer_first:
+            self.fc_p = nn.Linear(3, hidden)
 
-    def collapse(self) -> tuple[SdfWeights, Tensor, Tensor, Tensor]:
-        """Multiply out the affine chains.
-
-        Returns:
-            the SDF row, and the geometry rows as (hidden [G, K], features [G, Cs], bias [G]).
-        """
-        hidden_weight, hidden_bias = _chain(self.lin0, self.fc_c[0])
-        linear, bias = _chain(self.lin1, self.fc_c[1])
-        rows = SdfWeights(hidden_weight, hidden_bias, self.lin1.weight[0], linear[0], bias[0])
-        return rows, self.lin1.weight[1:], linear[1:], bias[1:]
-
-
-class RGBDecoder(nn.Module):
-    """[sdf gradient, features, geometry features, direction] -> colour logits: lin0(fc_c.0 x).
-
-    Args:
-        feature_channels: Cr features of the volume's second half.
-        geometry_channels: G.
-        hidden: width between the two layers.
-    """
-
-    def __init__(self, feature_channels: int, geometry_channels: int, hidden: int) -> None:
-        super().__init__()
-        self.splits = (3, feature_channels, geometry_channels, 3)
-        self.lin0 = nn.Linear(hidden, 3)
-        self.fc_c = nn.ModuleList([nn.Linear(sum(self.splits), hidden)])
-
-    def collapse(self, geometry: tuple[Tensor, Tensor, Tensor]) -> ColourWeights:
-        """Multiply out this decoder and the geometry rows of the SDF decoder."""
-        chain, bias = _chain(self.lin0, self.fc_c[0])
-        gradient, features, through, direction = chain.split(self.splits, dim=1)
-        geometry_hidden, geometry_linear, geometry_bias = geometry
-        return ColourWeights(
-            hidden=through @ geometry_hidden,
-            sdf_features=through @ geometry_linear,
-            features=features,
-            gradient=gradient,
-            direction=direction,
-            bias=bias + through @ geometry_bias,
-        )
+    def layers(self, points: bool = False) -> tuple[Layer, ...]:
+        """Affine layers on [x, points]; `points` appends the columns of the points, zeros where they have no weight."""
+        found = []
+        for number in range(self.n_blocks + 1):
+            outer: nn.Linear = getattr(self, f"lin{number}")
+            inner = self.fc_c[number]
+            assert isinstance(inner, nn.Linear)
+            inputs: Tensor = inner.weight
+            bias: Tensor = inner.bias
+            if number == 0 and not self.points_factor and hasattr(self, "fc_p"):
+                bias = bias + 0.0 * (self.fc_p.weight.sum(1) + self.fc_p.bias)
+            if points:
+                own = inputs.new_zeros(inputs.shape[0], 3)
+                if number == 0 and self.points_factor:
+                    own, bias = self.fc_p.weight * self.points_factor, bias + self.fc_p.bias * self.points_factor
+                inputs = torch.cat([inputs, own], 1)
+            previous = None if number == 0 else outer.weight
+            found.append(Layer(previous, outer.weight @ inputs, outer.weight @ bias + outer.bias))
+        return tuple(found)
 
 
 class Field(nn.Module):
@@ -85,8 +83,9 @@ class Field(nn.Module):
         self, sdf_channels: int, colour_channels: int, hidden: int, geometry_channels: int, initial_variance: float
     ) -> None:
         super().__init__()
-        self.sdf_decoder = SDFDecoder(sdf_channels, hidden, geometry_channels)
-        self.rgb_decoder = RGBDecoder(colour_channels, geometry_channels, hidden)
+        self.sdf_decoder = Decoder(sdf_channels, 1 + geometry_channels, hidden, n_blocks=1)
+        # It sees the gradient, the second half, the geometry features and the ray's direction.
+        self.rgb_decoder = Decoder(3 + colour_channels + geometry_channels + 3, 3, hidden, n_blocks=0)
         self.deviation_network = DeviationNetwork(initial_variance)
 
 

@@ -99,11 +99,11 @@ def extract_mesh(
 def _sdf_at(
     renderer: NeusRenderer, volume: Tensor, box: Tensor, points: Tensor, progress: Callable[[int, int], None]
 ) -> Tensor:
-    weights = renderer.collapse().sdf
+    layers = renderer.collapse().field.sdf
     parts = [torch.zeros(0)]
     for start in range(0, len(points), POINTS_AT_ONCE):
         part = points[None, start : start + POINTS_AT_ONCE].to(volume.device)
-        parts.append(sdf_field(volume, weights, part, box, gradient=False).sdf[0].cpu())
+        parts.append(sdf_field(volume, layers, part, box, gradient=False).sdf[0].cpu())
         progress(min(start + POINTS_AT_ONCE, len(points)), len(points))
     return torch.cat(parts)
 
@@ -114,14 +114,12 @@ def _shade(renderer: NeusRenderer, volume: Tensor, box: Tensor, vertices: Tensor
     normals, colours = [torch.zeros(0, 3)], [torch.zeros(0, 3)]
     for start in range(0, len(vertices), POINTS_AT_ONCE // COLOUR_SAMPLES):
         part = vertices[None, start : start + POINTS_AT_ONCE // COLOUR_SAMPLES].to(volume.device)
-        gradient = sdf_field(volume, decoders.sdf, part, box).gradient
+        gradient = sdf_field(volume, decoders.field.sdf, part, box).gradient
         assert gradient is not None
         normal = torch.nn.functional.normalize(gradient, dim=-1)
         edges = torch.linspace(0, 2 * cell, COLOUR_SAMPLES + 1, device=volume.device)
         edges = edges.expand(1, part.shape[1], -1)
-        out = render_rays(
-            volume, decoders.sdf, decoders.colour, part + normal * cell, -normal, edges, decoders.inv_s, box
-        )
+        out = render_rays(volume, decoders.field, part + normal * cell, -normal, edges, decoders.inv_s, box)
         colour = out.rgb / out.opacity.clamp_min(1e-3).unsqueeze(-1)
         normals.append(normal[0].cpu())
         colours.append(colour[0].clamp(0, 1).cpu())

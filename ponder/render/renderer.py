@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from ponder.render.decoders import Field
 from ponder_kernels import (
-    ColourWeights,
+    FieldWeights,
+    HeadWeights,
     RayTargets,
     RenderedRays,
-    SdfWeights,
     intersect_aabb,
     merge_edges,
     render_rays,
@@ -64,10 +64,9 @@ class RayBatch(NamedTuple):
 
 
 class Decoders(NamedTuple):
-    """Collapsed weights of one step."""
+    """Weights of one step as the kernels take them."""
 
-    sdf: SdfWeights
-    colour: ColourWeights
+    field: FieldWeights
     inv_s: Tensor
 
 
@@ -91,10 +90,9 @@ class NeusRenderer(nn.Module):
 
     def collapse(self) -> Decoders:
         """Multiply the decoders out; gradients flow back to their parameters."""
-        sdf, *geometry = self.field.sdf_decoder.collapse()
-        colour = self.field.rgb_decoder.collapse((geometry[0], geometry[1], geometry[2]))
+        colour = HeadWeights(self.field.rgb_decoder.layers(), directed=True, sigmoid=True)
         inv_s = self.field.deviation_network().clamp(INV_S_MIN, INV_S_MAX)
-        return Decoders(sdf, colour, inv_s)
+        return Decoders(FieldWeights(self.field.sdf_decoder.layers(), (colour,)), inv_s)
 
     def forward(
         self,
@@ -118,9 +116,9 @@ class NeusRenderer(nn.Module):
         jitter = _uniform((*interval.near.shape, self.config.uniform_samples + 1), interval.near, generator)
         edges = stratified_edges(interval.near, interval.far, self.config.uniform_samples, jitter)
         if self.config.importance_samples:
-            edges = self._refine(volume, box, rays, edges, decoders.sdf, generator)
+            edges = self._refine(volume, box, rays, edges, decoders.field, generator)
         return render_rays(
-            volume, decoders.sdf, decoders.colour, rays.origins, rays.directions, edges, decoders.inv_s, box,
+            volume, decoders.field, rays.origins, rays.directions, edges, decoders.inv_s, box,
             hit=interval.hit, targets=targets,
         )  # fmt: skip
 
@@ -131,14 +129,14 @@ class NeusRenderer(nn.Module):
         box: Tensor,
         rays: RayBatch,
         edges: Tensor,
-        weights: SdfWeights,
+        field: FieldWeights,
         generator: torch.Generator | None,
     ) -> Tensor:
         """Add bin edges near the surface (NeuS, arXiv 2106.10689, section 3.2, hierarchical sampling)."""
         middles = (edges[..., 1:] + edges[..., :-1]) / 2
         points = rays.origins.unsqueeze(-2) + rays.directions.unsqueeze(-2) * middles.unsqueeze(-1)
         batch, count, samples = middles.shape
-        sdf = sdf_field(volume, weights, points.reshape(batch, -1, 3), box, gradient=False).sdf
+        sdf = sdf_field(volume, field.sdf, points.reshape(batch, -1, 3), box, gradient=False).sdf
         coarse = coarse_weights(sdf.view(batch, count, samples), middles, self.config.sampler_inv_s)
         jitter = _uniform((batch, count, self.config.importance_samples), middles, generator)
         extra = resample_edges(middles, coarse, self.config.importance_samples, jitter)

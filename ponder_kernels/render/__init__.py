@@ -1,6 +1,7 @@
-"""Whole rays to pixels and reduced loss terms, recomputed in the backward pass."""
+"""Whole rays to pixels and loss terms."""
 
+from ponder_kernels.render.chunk import Normalisation
 from ponder_kernels.render.op import render_rays
-from ponder_kernels.render.types import ColourWeights, RayTargets, RenderedRays
+from ponder_kernels.render.types import FieldWeights, HeadWeights, RayTargets, RenderedRays, SampleOutputs
 
-__all__ = ["ColourWeights", "RayTargets", "RenderedRays", "render_rays"]
+__all__ = ["FieldWeights", "HeadWeights", "Normalisation", "RayTargets", "RenderedRays", "SampleOutputs", "render_rays"]

@@ -17,7 +17,7 @@ class SampleTargets(NamedTuple):
     front: Tensor
 
 
-def sample_targets(targets: RayTargets, position: Tensor, hit: Tensor) -> SampleTargets:
+def sample_targets(targets: RayTargets, position: Tensor, hit: Tensor | None) -> SampleTargets:
     """SDF targets along rays.
 
     A sample in front of the surface by more than the truncation is free space; one behind it by more is unknown.
@@ -25,13 +25,16 @@ def sample_targets(targets: RayTargets, position: Tensor, hit: Tensor) -> Sample
     Args:
         targets: per-ray targets, fields [..., R].
         position: [..., R, S] distances of the samples along the unit ray.
-        hit: [..., R] rays that meet the box.
+        hit: [..., R] rays that meet the box; None: all.
 
     Reference:
         Zhu et al., PonderV2, arXiv 2310.08586, section 3.3 (SDF and free-space losses).
     """
     signed = (targets.ray_depth.unsqueeze(-1) - position) * targets.slope.unsqueeze(-1)
-    measured = ((targets.ray_depth > 0) & hit).unsqueeze(-1)
+    measured = targets.ray_depth > 0
+    if hit is not None:
+        measured = measured & hit
+    measured = measured.unsqueeze(-1)
     front = measured & (signed > targets.truncation)
     band = measured & (signed.abs() <= targets.truncation)
     return SampleTargets(signed, band, front)

@@ -6,29 +6,43 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from ponder_kernels.sdf_field.chain import Layer
 
-class ColourWeights(NamedTuple):
-    """Collapsed colour head: logits = hidden h + sdf_features f + features f2 + gradient n + direction d + bias.
 
-    PonderV2's colour decoder has no activation before its sigmoid, so its input (SDF gradient n, second channel half
-    f2, geometry features, ray direction d) is an affine function of h, f, f2, n and d; K hidden units, Cs and Cr
-    channels of the two volume halves.
+class HeadWeights(NamedTuple):
+    """A decoder on top of the SDF: colour, semantics, any per-pixel feature. ReLU between its layers.
+
+    Its input has, in this order, the columns [SDF gradient 3 | features Cr | geometry features G | direction 3 |
+    points 3]: Cr channels of the volume that the SDF does not read (or, in a shared volume, all channels), G rows of
+    the SDF decoder after the first, the last two only where `directed` and `FieldWeights.points` say so.
 
     Attributes:
-        hidden: [3, K].
-        sdf_features: [3, Cs].
-        features: [3, Cr] (Cr may be 0).
-        gradient: [3, 3].
-        direction: [3, 3].
-        bias: [3].
+        layers: affine layers, O outputs in the last. One layer without sigmoid is applied once per ray, which is exact.
+        directed: whether it sees the ray's direction.
+        sigmoid: whether its output passes a sigmoid.
     """
 
-    hidden: Tensor
-    sdf_features: Tensor
-    features: Tensor
-    gradient: Tensor
-    direction: Tensor
-    bias: Tensor
+    layers: tuple[Layer, ...]
+    directed: bool = False
+    sigmoid: bool = False
+
+
+class FieldWeights(NamedTuple):
+    """The decoders of a neural field.
+
+    Attributes:
+        sdf: layers with PonderV2's softplus (sharpness 100) between them, on [features Cs | points 3]; the rows of the
+            last are [sdf, G geometry features].
+        heads: decoders that are rendered.
+        shared: whether the heads read the same channels as the SDF (else the SDF reads the first Cs channels and the
+            heads the others).
+        points: whether all decoders see the points, as the last columns of their input.
+    """
+
+    sdf: tuple[Layer, ...]
+    heads: tuple[HeadWeights, ...] = ()
+    shared: bool = False
+    points: bool = False
 
 
 class RayTargets(NamedTuple):
@@ -46,23 +60,38 @@ class RayTargets(NamedTuple):
     truncation: float
 
 
+class SampleOutputs(NamedTuple):
+    """Per-sample values: weights and sdf [B, R, S], gradient of the SDF [B, R, S, 3]."""
+
+    weights: Tensor
+    sdf: Tensor
+    gradient: Tensor
+
+
 class RenderedRays(NamedTuple):
     """Rendered pixels and reduced loss terms.
 
     Attributes:
-        rgb: [B, R, 3] weighted sum of sample colours on a black background.
+        heads: [B, R, O] per head, weighted sums of its outputs on a black background.
         depth: [B, R] expected distance along the unit ray, 0 on a missed ray.
         opacity: [B, R] sum of the weights.
         normal: [B, R, 3] weighted sum of unit SDF gradients, not renormalised.
         eikonal: [] mean (|gradient| - 1)^2 over the samples of rays that hit the box.
         free_space: [] mean relu(truncation - sdf) over samples in front of the band; 0 without targets.
         sdf: [] mean |sdf - target| over samples in the band; 0 without targets.
+        samples: per-sample values, None unless asked for.
     """
 
-    rgb: Tensor
+    heads: tuple[Tensor, ...]
     depth: Tensor
     opacity: Tensor
     normal: Tensor
     eikonal: Tensor
     free_space: Tensor
     sdf: Tensor
+    samples: SampleOutputs | None = None
+
+    @property
+    def rgb(self) -> Tensor:
+        """[B, R, 3] output of the first head, the colour by convention."""
+        return self.heads[0]

@@ -36,14 +36,16 @@ def _neus_terms(sdf, cosine, delta, inv_s, ratio):
     """Slope m, half step m delta / 2, P, 1 - P, N, 1 - N and P - N; P and N as in reference.neus_alpha.
 
     P - N = P (1 - N) (1 - exp(inv_s m delta)) keeps its digits where the plain difference of two sigmoids
-    near each other (free space, short intervals) loses them. `where` and not `maximum`, which drops NaN.
+    near each other (free space, short intervals) loses them. A negative interval, which no sampler makes, takes the
+    plain difference: there the exponential would overflow. `where` and not `maximum`, which drops NaN.
     """
     soft = tl.where(cosine > 1.0, 0.0, 0.5 - 0.5 * cosine)
     slope = -(soft * (1.0 - ratio) + tl.where(cosine > 0.0, 0.0, -cosine) * ratio)
     half_step = slope * delta * 0.5
     p, not_p = _sigmoid_pair((sdf - half_step) * inv_s)
     n, not_n = _sigmoid_pair((sdf + half_step) * inv_s)
-    drop = -p * not_n * _expm1(2.0 * half_step * inv_s)
+    backwards = half_step > 0.0
+    drop = tl.where(backwards, p - n, -p * not_n * _expm1(tl.where(backwards, 0.0, 2.0 * half_step * inv_s)))
     return slope, half_step, p, not_p, n, not_n, drop
 
 

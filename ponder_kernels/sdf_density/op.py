@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ponder_kernels import _check
 from ponder_kernels._backend import choose_backend
-from ponder_kernels._launch import Plan, Specialisation, cdiv, first_order_only, launch, specialise
+from ponder_kernels._launch import Plan, Specialisation, cdiv, launch, specialise
+from ponder_kernels._register import gradient_buffers, keeps_float32, link_gradient, register
 from ponder_kernels.sdf_density import reference
 
 SAMPLE_DTYPES = (torch.float32, torch.float64)
 BLOCK = 1024
 
 
+@keeps_float32()
 def neus_alpha(
     sdf: Tensor,
     cosine: Tensor,
@@ -30,8 +31,8 @@ def neus_alpha(
 
     The SDF is extrapolated from the sample half an interval back and half an interval ahead with the slope
     ``m = -((1 - r) relu(0.5 - 0.5 cosine) + r relu(-cosine))``; with P and N the sigmoids of inv_s times
-    these two distances, ``alpha = clip((P - N + eps) / (P + eps), 0, 1)``, eps = NEUS_ALPHA_EPS. First
-    derivatives everywhere; higher ones on the torch backend.
+    these two distances, ``alpha = clip((P - N + eps) / (P + eps), 0, 1)``, eps = NEUS_ALPHA_EPS. Differentiable
+    any number of times: the kernels give values and first derivatives, the torch formula higher ones.
 
     Args:
         sdf: [..., S] signed distance, positive in free space, float32 (float64: torch backend only).
@@ -48,7 +49,7 @@ def neus_alpha(
         TypeError: not a tensor, or a dtype that is not allowed or not that of `sdf`.
         ValueError: shapes or devices that differ, inv_s of more than one element, a ratio outside [0, 1], an
             unknown backend.
-        RuntimeError: Triton asked for but not installed; a second derivative through the Triton kernels.
+        RuntimeError: Triton asked for but not installed, or inside a torch.func transform.
 
     Reference: NeuS, arXiv 2106.10689, eq. 13 (discrete opacity); the slope's annealing is that paper's code.
     """
@@ -59,15 +60,16 @@ def neus_alpha(
         raise ValueError(f"cos_anneal_ratio: expected a number in [0, 1], got {cos_anneal_ratio!r}")
     if choose_backend(backend, sdf, cosine, delta, inv_s) == "torch":
         return reference.neus_alpha_reference(sdf, cosine, delta, inv_s, float(cos_anneal_ratio))
-    out: Tensor = _NeusAlpha.apply(sdf, cosine, delta, inv_s, float(cos_anneal_ratio))
+    out: Tensor = _neus_alpha(sdf, cosine, delta, inv_s, float(cos_anneal_ratio))
     return out
 
 
+@keeps_float32()
 def laplace_density(sdf: Tensor, beta: Tensor, *, backend: str = "auto") -> Tensor:
     """Volume density of signed distances, by the VolSDF rule.
 
     ``density = (0.5 + 0.5 sign(s) expm1(-|s| / beta)) / beta``: 1 / beta deep inside the surface, 1 / (2
-    beta) on it, falling to 0 in free space. First derivatives everywhere; higher ones on the torch backend.
+    beta) on it, falling to 0 in free space. Differentiable any number of times, as `neus_alpha`.
 
     Args:
         sdf: [..., S] signed distance, positive in free space, float32 (float64: torch backend only).
@@ -86,10 +88,11 @@ def laplace_density(sdf: Tensor, beta: Tensor, *, backend: str = "auto") -> Tens
     _scalar_like("sdf", sdf, "beta", beta)
     if choose_backend(backend, sdf, beta) == "torch":
         return reference.laplace_density_reference(sdf, beta)
-    out: Tensor = _LaplaceDensity.apply(sdf, beta)
+    out: Tensor = _laplace_density(sdf, beta)
     return out
 
 
+@keeps_float32()
 def alpha_from_density(density: Tensor, delta: Tensor, *, backend: str = "auto") -> Tensor:
     """Opacity of intervals of constant density, ``alpha = 1 - exp(-delta density)``, by expm1.
 
@@ -110,7 +113,7 @@ def alpha_from_density(density: Tensor, delta: Tensor, *, backend: str = "auto")
     _like("density", density, delta=delta)
     if choose_backend(backend, density, delta) == "torch":
         return reference.alpha_from_density_reference(density, delta)
-    out: Tensor = _AlphaFromDensity.apply(density, delta)
+    out: Tensor = _alpha_from_density(density, delta)
     return out
 
 
@@ -131,116 +134,123 @@ def _scalar_like(first_name: str, first: Tensor, name: str, value: Tensor) -> No
     _check.same_device(first_name, first, **{name: value})
 
 
-def _gradients_like(inputs: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor | None]:
-    """An empty contiguous tensor per input whose gradient is wanted."""
-    return [
-        torch.empty(x.shape, dtype=x.dtype, device=x.device) if need else None
-        for x, need in zip(inputs, needs, strict=True)
-    ]
+def _like_first(first: Tensor, *_: object) -> Tensor:
+    return torch.empty(first.shape, dtype=first.dtype, device=first.device)
 
 
-def _or(stand_in: Tensor, values: Sequence[Tensor | None]) -> list[Tensor]:
-    """Replace None by a tensor: a kernel argument that its flags leave unused still needs one."""
-    return [stand_in if v is None else v for v in values]
+def _flat(*tensors: Tensor) -> list[Tensor]:
+    return [t.contiguous() for t in tensors]
 
 
-class _NeusAlpha(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, sdf: Tensor, cosine: Tensor, delta: Tensor, inv_s: Tensor, cos_anneal_ratio: float) -> Tensor:
-        from ponder_kernels.sdf_density import kernels
+@register(
+    "neus_alpha(Tensor sdf, Tensor cosine, Tensor delta, Tensor inv_s, float cos_anneal_ratio) -> Tensor", _like_first
+)
+def _neus_alpha(sdf: Tensor, cosine: Tensor, delta: Tensor, inv_s: Tensor, cos_anneal_ratio: float) -> Tensor:
+    from ponder_kernels.sdf_density import kernels
 
-        samples = [t.contiguous() for t in (sdf, cosine, delta)]
-        ctx.save_for_backward(*samples, inv_s)
-        ctx.cos_anneal_ratio = cos_anneal_ratio
-        out = torch.empty(sdf.shape, dtype=sdf.dtype, device=sdf.device)
-        n = sdf.numel()
-        grid = (cdiv(n, BLOCK),)
-        kernel = kernels.neus_alpha_forward_kernel
-        launch(kernel, grid, Plan({"BLOCK": BLOCK}), *samples, inv_s, out, n, cos_anneal_ratio)
-        return out
-
-    @staticmethod
-    @first_order_only("neus_alpha")
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-        from ponder_kernels.sdf_density import kernels
-
-        sdf, cosine, delta, inv_s = ctx.saved_tensors
-        needs = ctx.needs_input_grad[:4]
-        n = sdf.numel()
-        programs = cdiv(n, BLOCK)
-        grads = _gradients_like((sdf, cosine, delta), needs[:3])
-        partial = torch.empty(programs, dtype=sdf.dtype, device=sdf.device) if needs[3] else None
-        upstream = grad_out.contiguous()
-        targets = _or(upstream, (*grads, partial))
-        plan = _neus_backward_plan(*needs)
-        inputs = (upstream, sdf, cosine, delta, inv_s)
-        launch(kernels.neus_alpha_backward_kernel, (programs,), plan, *inputs, *targets, n, ctx.cos_anneal_ratio)
-        return (
-            *grads,
-            None if partial is None else partial.sum().reshape(inv_s.shape),
-            None,  # cos_anneal_ratio
-        )
+    out, n = _like_first(sdf), sdf.numel()
+    samples, plan = _flat(sdf, cosine, delta), Plan({"BLOCK": BLOCK})
+    launch(kernels.neus_alpha_forward_kernel, (cdiv(n, BLOCK),), plan, *samples, inv_s, out, n, cos_anneal_ratio)
+    return out
 
 
-class _LaplaceDensity(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, sdf: Tensor, beta: Tensor) -> Tensor:
-        from ponder_kernels.sdf_density import kernels
+@register(
+    "neus_alpha_backward(Tensor grad_out, Tensor sdf, Tensor cosine, Tensor delta, Tensor inv_s, "
+    "float cos_anneal_ratio, bool[] wanted) -> (Tensor, Tensor, Tensor, Tensor)",
+    lambda grad_out, *inputs: gradient_buffers(inputs[:4], inputs[5]),
+)
+def _neus_alpha_backward(
+    grad_out: Tensor,
+    sdf: Tensor,
+    cosine: Tensor,
+    delta: Tensor,
+    inv_s: Tensor,
+    cos_anneal_ratio: float,
+    wanted: Sequence[bool],
+) -> tuple[Tensor, ...]:
+    from ponder_kernels.sdf_density import kernels
 
-        sdf = sdf.contiguous()
-        ctx.save_for_backward(sdf, beta)
-        out = torch.empty(sdf.shape, dtype=sdf.dtype, device=sdf.device)
-        n = sdf.numel()
-        grid = (cdiv(n, BLOCK),)
-        launch(kernels.laplace_density_forward_kernel, grid, Plan({"BLOCK": BLOCK}), sdf, beta, out, n)
-        return out
-
-    @staticmethod
-    @first_order_only("laplace_density")
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-        from ponder_kernels.sdf_density import kernels
-
-        sdf, beta = ctx.saved_tensors
-        needs = ctx.needs_input_grad
-        n = sdf.numel()
-        programs = cdiv(n, BLOCK)
-        (grad_sdf,) = _gradients_like((sdf,), needs[:1])
-        partial = torch.empty(programs, dtype=sdf.dtype, device=sdf.device) if needs[1] else None
-        upstream = grad_out.contiguous()
-        targets = _or(upstream, (grad_sdf, partial))
-        plan = _laplace_backward_plan(*needs)
-        launch(kernels.laplace_density_backward_kernel, (programs,), plan, upstream, sdf, beta, *targets, n)
-        return grad_sdf, None if partial is None else partial.sum().reshape(beta.shape)
+    n = sdf.numel()
+    programs = cdiv(n, BLOCK)
+    upstream, *samples = _flat(grad_out, sdf, cosine, delta)
+    grads = gradient_buffers((sdf, cosine, delta), wanted[:3])
+    partial = torch.empty(programs if wanted[3] else 0, dtype=sdf.dtype, device=sdf.device)
+    plan = _neus_backward_plan(*wanted)
+    arguments = (upstream, *samples, inv_s, *grads, partial)
+    launch(kernels.neus_alpha_backward_kernel, (programs,), plan, *arguments, n, cos_anneal_ratio)
+    return *grads, _total(partial, inv_s) if wanted[3] else partial
 
 
-class _AlphaFromDensity(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, density: Tensor, delta: Tensor) -> Tensor:
-        from ponder_kernels.sdf_density import kernels
+def _total(partial: Tensor, scalar: Tensor) -> Tensor:
+    return partial.sum().reshape(scalar.shape)
 
-        density, delta = density.contiguous(), delta.contiguous()
-        ctx.save_for_backward(density, delta)
-        out = torch.empty(density.shape, dtype=density.dtype, device=density.device)
-        n = density.numel()
-        grid = (cdiv(n, BLOCK),)
-        launch(kernels.alpha_from_density_forward_kernel, grid, Plan({"BLOCK": BLOCK}), density, delta, out, n)
-        return out
 
-    @staticmethod
-    @first_order_only("alpha_from_density")
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-        from ponder_kernels.sdf_density import kernels
+@register("laplace_density(Tensor sdf, Tensor beta) -> Tensor", _like_first)
+def _laplace_density(sdf: Tensor, beta: Tensor) -> Tensor:
+    from ponder_kernels.sdf_density import kernels
 
-        density, delta = ctx.saved_tensors
-        needs = ctx.needs_input_grad
-        n = density.numel()
-        grads = _gradients_like((density, delta), needs)
-        upstream = grad_out.contiguous()
-        targets = _or(upstream, grads)
-        plan = _alpha_backward_plan(*needs)
-        kernel = kernels.alpha_from_density_backward_kernel
-        launch(kernel, (cdiv(n, BLOCK),), plan, upstream, density, delta, *targets, n)
-        return tuple(grads)
+    out, n = _like_first(sdf), sdf.numel()
+    launch(
+        kernels.laplace_density_forward_kernel,
+        (cdiv(n, BLOCK),),
+        Plan({"BLOCK": BLOCK}),
+        sdf.contiguous(),
+        beta,
+        out,
+        n,
+    )
+    return out
+
+
+@register(
+    "laplace_density_backward(Tensor grad_out, Tensor sdf, Tensor beta, bool[] wanted) -> (Tensor, Tensor)",
+    lambda grad_out, sdf, beta, wanted: gradient_buffers((sdf, beta), wanted),
+)
+def _laplace_density_backward(
+    grad_out: Tensor, sdf: Tensor, beta: Tensor, wanted: Sequence[bool]
+) -> tuple[Tensor, ...]:
+    from ponder_kernels.sdf_density import kernels
+
+    n = sdf.numel()
+    programs = cdiv(n, BLOCK)
+    upstream, samples = _flat(grad_out, sdf)
+    (grad_sdf,) = gradient_buffers((sdf,), wanted[:1])
+    partial = torch.empty(programs if wanted[1] else 0, dtype=sdf.dtype, device=sdf.device)
+    plan = _laplace_backward_plan(*wanted)
+    arguments = (upstream, samples, beta, grad_sdf, partial)
+    launch(kernels.laplace_density_backward_kernel, (programs,), plan, *arguments, n)
+    return grad_sdf, _total(partial, beta) if wanted[1] else partial
+
+
+@register("alpha_from_density(Tensor density, Tensor delta) -> Tensor", _like_first)
+def _alpha_from_density(density: Tensor, delta: Tensor) -> Tensor:
+    from ponder_kernels.sdf_density import kernels
+
+    out, n = _like_first(density), density.numel()
+    kernel, plan = kernels.alpha_from_density_forward_kernel, Plan({"BLOCK": BLOCK})
+    launch(kernel, (cdiv(n, BLOCK),), plan, *_flat(density, delta), out, n)
+    return out
+
+
+@register(
+    "alpha_from_density_backward(Tensor grad_out, Tensor density, Tensor delta, bool[] wanted) -> (Tensor, Tensor)",
+    lambda grad_out, density, delta, wanted: gradient_buffers((density, delta), wanted),
+)
+def _alpha_from_density_backward(
+    grad_out: Tensor, density: Tensor, delta: Tensor, wanted: Sequence[bool]
+) -> tuple[Tensor, ...]:
+    from ponder_kernels.sdf_density import kernels
+
+    n = density.numel()
+    grads = gradient_buffers((density, delta), wanted)
+    kernel, plan = kernels.alpha_from_density_backward_kernel, _alpha_backward_plan(*wanted)
+    launch(kernel, (cdiv(n, BLOCK),), plan, *_flat(grad_out, density, delta), *grads, n)
+    return grads
+
+
+link_gradient(_neus_alpha, _neus_alpha_backward, reference.neus_alpha_reference, tensors=4)
+link_gradient(_laplace_density, _laplace_density_backward, reference.laplace_density_reference, tensors=2)
+link_gradient(_alpha_from_density, _alpha_from_density_backward, reference.alpha_from_density_reference, tensors=2)
 
 
 def _neus_backward_plan(sdf: bool, cosine: bool, delta: bool, inv_s: bool) -> Plan:

@@ -1,22 +1,35 @@
-"""`sdf_field`: signed distance and gradient of a feature volume at points."""
+"""`sdf_field`: signed distance and its gradient from feature volumes, as one differentiable operator."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from ponder_kernels import _check
-from ponder_kernels.sdf_field.gather import (
-    PADDINGS,
-    VolumeGeometry,
-    find_corners,
-    gather_rows,
-    gather_slopes,
-    volume_rows,
+from ponder_kernels._register import keeps_float32
+from ponder_kernels.sdf_field.chain import (
+    Chain,
+    ChainBar,
+    Layer,
+    Workspace,
+    activate,
+    chain_backward,
+    check_chain,
+    distance,
+    flatten,
+    input_gradient,
+    rebuild,
+    scaled,
 )
-from ponder_kernels.sdf_field.weights import SdfWeights, check_weights, decode_sdf, decode_sdf_and_gradient
+from ponder_kernels.sdf_field.gather import PADDINGS, VolumeGeometry
+from ponder_kernels.sdf_field.volumes import SplitVolume, VolumeGradient, locate, split_volume
+
+# Points evaluated at once: a [points, 128] float32 buffer stays in a CPU's second-level cache.
+POINTS_AT_ONCE = 2048
 
 
 class SdfField(NamedTuple):
@@ -40,27 +53,98 @@ def check_volume(volume: Tensor, box: Tensor, align_corners: bool, padding: str)
     return VolumeGeometry(shape, box, align_corners, padding)
 
 
+class _Plan(NamedTuple):
+    """What the Function needs besides tensors."""
+
+    volumes: list[SplitVolume]
+    chain: Chain
+    points: bool
+    gradient: bool
+
+
+class _SdfField(torch.autograd.Function):
+    """sdf [M] and gradient [M, 3] (of no rows where it is not wanted); nothing per point is kept for the backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, plan: _Plan, points: Tensor, scene: Tensor, n_volumes: int, *tensors: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        chain = rebuild(plan.chain, iter(tensors[n_volumes:]))
+        work = Workspace(points)
+        sdf = points.new_empty(points.shape[0])
+        gradient = points.new_empty(points.shape[0] if plan.gradient else 0, 3)
+        for start in range(0, points.shape[0], POINTS_AT_ONCE):
+            part = slice(start, start + POINTS_AT_ONCE)
+            samples = locate(plan.volumes, points[part], scene[part])
+            z = _input(plan, samples.features(plan.volumes, second=False), points[part])
+            hidden = activate(chain, z, work, slopes=plan.gradient)
+            sdf[part] = distance(chain, z, hidden)
+            if plan.gradient:
+                by_z = input_gradient(chain, hidden, z.shape[0], work).z
+                gradient[part] = samples.slopes(plan.volumes, by_z)
+                if plan.points:
+                    gradient[part] += by_z[:, -3:]
+        ctx.save_for_backward(points, scene, *tensors[n_volumes:])
+        ctx.plan, ctx.n_volumes = plan, n_volumes
+        return sdf, gradient
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, sdf_bar: Tensor, gradient_bar: Tensor) -> tuple[Tensor | None, ...]:
+        plan: _Plan = ctx.plan
+        points, scene, *weights = ctx.saved_tensors
+        chain = rebuild(plan.chain, iter(weights))
+        out = rebuild(plan.chain, iter([torch.zeros_like(w) for w in weights]))
+        volumes = [VolumeGradient(v) for v in plan.volumes]
+        work = Workspace(points)
+        if not plan.gradient:
+            gradient_bar = points.new_zeros(points.shape)
+        for start in range(0, points.shape[0], POINTS_AT_ONCE):
+            part = slice(start, start + POINTS_AT_ONCE)
+            samples = locate(plan.volumes, points[part], scene[part])
+            z = _input(plan, samples.features(plan.volumes, second=False), points[part])
+            hidden = activate(chain, z, work)
+            slopes = input_gradient(chain, hidden, z.shape[0], work)
+            by_z = _input(plan, samples.directional(plan.volumes, gradient_bar[part]), gradient_bar[part])
+            bar = ChainBar(sdf_bar[part], by_z, torch.zeros_like(z), None)
+            z_bar = chain_backward(chain, z, hidden, slopes, bar, out, work)
+            samples.scatter(plan.volumes, volumes, z_bar, slopes.z, gradient_bar[part], None)
+        needs = ctx.needs_input_grad[4:]
+        grads = [g.as_volume() if need else None for g, need in zip(volumes, needs, strict=False)]
+        return None, None, None, None, *grads, *flatten(out)
+
+
+def _input(plan: _Plan, features: Tensor, points: Tensor) -> Tensor:
+    return torch.cat([features, points], 1) if plan.points else features
+
+
+@keeps_float32("volume")
 def sdf_field(
-    volume: Tensor,
-    weights: SdfWeights,
+    volume: Tensor | Sequence[Tensor],
+    layers: Sequence[Layer],
     points: Tensor,
     box: Tensor,
     *,
     gradient: bool = True,
+    with_points: bool = False,
     align_corners: bool = False,
     padding: str = "border",
 ) -> SdfField:
-    """Evaluate the SDF that a feature volume and a decoder define, and its spatial gradient in closed form.
+    """Evaluate the SDF that feature volumes and a decoder define, and its spatial gradient in closed form.
 
-    Differentiable to first order with respect to the volume and the weights; because the gradient is computed
-    forwards, losses on it (eikonal, normals) need no double backward. Points are constants.
+    Differentiable to first order with respect to the volumes and the decoder; because the gradient is computed
+    forwards, losses on it (eikonal, normals) need no double backward. Points are constants. The backward pass gathers
+    and decodes again, so that nothing but the points is kept.
 
     Args:
-        volume: [B, C, D, H, W]; the first Cs <= C channels, as wide as the weights say, feed the SDF.
-        weights: collapsed decoder.
-        points: [B, N, 3] (x, y, z) in the coordinates of `box`.
+        volume: [B, C, D, H, W] floating, or several (same B and C) whose features are put side by side; converted to
+            the dtype of `points`. The SDF reads the first channels of each, as many as the decoder is wide.
+        layers: the decoder, with PonderV2's softplus (sharpness 100) between its layers, on [features | points]; the
+            first row of the last layer is the SDF.
+        points: [B, N, 3] float32 or float64, (x, y, z) in the coordinates of `box`.
         box: [B, 2, 3] region that each volume spans; its unit is the unit of the SDF.
         gradient: whether to return the gradient.
+        with_points: whether the decoder sees the points, as its last three columns.
         align_corners: voxel centres on the faces of the box (True) or half a voxel inside (False).
         padding: "border" or "zeros", as in torch.nn.functional.grid_sample.
 
@@ -73,21 +157,54 @@ def sdf_field(
     Reference:
         Zhu et al., PonderV2, arXiv 2310.08586, section 3.3 (the field).
     """
-    geometry = check_volume(volume, box, align_corners, padding)
-    batch = geometry.shape[0]
-    _check.floating("points", points)
+    volumes = check_volumes(volume, box, align_corners, padding)
+    batch = box.shape[0]
+    _check.floating("points", points, (torch.float32, torch.float64))
     count = _check.shape("points", points, "B N 3", {"B": batch})["N"]
-    _check.same_device("volume", volume, points=points, weights=weights.hidden_weight)
-    channels = check_weights(weights)["C"]
-    if channels > volume.shape[1]:
-        raise ValueError(f"weights: expected at most C={volume.shape[1]} features, got {channels}")
+    _check.same_device("volume", volumes[0][0], points=points)
+    per_volume = first_channels("layers", layers, [v for v, _ in volumes], with_points)
+    chain = scaled(layers)
+    last = chain[-1]
+    top = Layer(None if last.previous is None else last.previous[:1], last.inputs[:1], last.bias[:1])
+    chain = (*chain[:-1], top)
+    cast = [v.to(points.dtype) for v, _ in volumes]
+    split = [split_volume(v.detach(), per_volume, g) for v, (_, g) in zip(cast, volumes, strict=True)]
+    plan = _Plan(split, chain, with_points, gradient)
     scene = torch.arange(batch, device=points.device).repeat_interleave(count)
-    rows = volume_rows(volume)[:, :channels].contiguous()
-    corners = find_corners(points.detach().reshape(-1, 3), scene, geometry)
-    features = gather_rows(rows, corners.bags, corners.weight)
-    if not gradient:
-        return SdfField(decode_sdf(features, weights).view(batch, count), None)
-    decoded = decode_sdf_and_gradient(features, weights)
-    slopes = gather_slopes(rows, corners)
-    along = torch.stack([(slope * decoded.feature_gradient).sum(-1) for slope in slopes], -1)
-    return SdfField(decoded.sdf.view(batch, count), along.view(batch, count, 3))
+    sdf, along = _SdfField.apply(plan, points.detach().reshape(-1, 3), scene, len(cast), *cast, *flatten(chain))
+    return SdfField(sdf.view(batch, count), along.view(batch, count, 3) if gradient else None)
+
+
+def check_volumes(
+    volume: Tensor | Sequence[Tensor], box: Tensor, align_corners: bool, padding: str
+) -> list[tuple[Tensor, VolumeGeometry]]:
+    """One or several volumes of one batch size and channel count, with their geometry."""
+    volumes = [volume] if isinstance(volume, Tensor) else list(volume)
+    if not volumes:
+        raise ValueError("volume: expected at least one volume, got none")
+    found = [(v, check_volume(v, box, align_corners, padding)) for v in volumes]
+    if len({v.shape[:2] for v in volumes}) > 1:
+        raise ValueError(f"volume: expected the same B and C in all, got {[list(v.shape) for v in volumes]}")
+    return found
+
+
+def first_channels(name: str, layers: Sequence[Layer], volumes: Sequence[Tensor], with_points: bool) -> int:
+    """How many channels of each volume the SDF decoder reads, by the width of its layers.
+
+    Raises:
+        TypeError, ValueError: naming the decoder's tensor.
+    """
+    if not layers:
+        raise ValueError(f"{name}: expected at least one layer, got none")
+    inputs = _check.floating(f"{name}[0].inputs", layers[0].inputs)
+    _check.shape(f"{name}[0].inputs", inputs, "O I")
+    points = 3 if with_points else 0
+    first = inputs.shape[1] - points
+    channels = volumes[0].shape[1]
+    if first < 1 or first % len(volumes) or first // len(volumes) > channels:
+        raise ValueError(
+            f"{name}[0].inputs: expected at most C={channels} columns for each of {len(volumes)} volumes"
+            f"{' and 3 for the points' if points else ''}, got {list(inputs.shape)}"
+        )
+    check_chain(name, layers, first + points)
+    return first // len(volumes)

@@ -1,60 +1,70 @@
-"""volume_sample: checks, dispatch, launches and autograd."""
+"""volume_sample: checks, dispatch and launches."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from ponder_kernels import _check
 from ponder_kernels._backend import choose_backend
-from ponder_kernels._launch import (
-    Plan,
-    Specialisation,
-    cdiv,
-    first_order_only,
-    launch,
-    next_power_of_two,
-    specialise,
-)
+from ponder_kernels._launch import Plan, Specialisation, cdiv, launch, specialise
+from ponder_kernels._register import keeps_float32, register
 from ponder_kernels.volume_sample import reference
+from ponder_kernels.volume_sample.autograd import link_orders
+from ponder_kernels.volume_sample.layout import (
+    PADDINGS,
+    TILE,
+    UNUSED,
+    Layout,
+    Options,
+    block_sizes,
+    gradient_buffer,
+    gradient_from,
+    gradient_like,
+    layout_of,
+)
+from ponder_kernels.volume_sample.scatter import scatter
 
-PADDINGS = ("zeros", "border")
 POINT_DTYPES = (torch.float32, torch.float64)
-MAX_BLOCK_C = 64
-# Elements of one [BLOCK_N, BLOCK_C] tile: four per thread. With eight the backward spills on compute
-# capability 9.0 (Triton 3.9), and the forward takes twice the registers: fewer gathers in flight.
-TILE = 512
 
 
+@keeps_float32("volume")
 def volume_sample(
     volume: Tensor,
     points: Tensor,
     *,
     padding: str = "zeros",
     align_corners: bool = True,
+    smoothstep: bool = False,
     backend: str = "auto",
 ) -> Tensor:
     """Sample a dense volume at continuous points by trilinear interpolation.
 
-    Values and first derivatives are those of ``torch.nn.functional.grid_sample`` (mode "bilinear"), without
-    the output's transposition: ``out[b,n,c] = sum over 8 corners of weight(point) * volume[b,c,corner]``.
-    floor() decides the cell, so that a point on a grid plane takes the derivative of its right-hand cell.
+    Values and derivatives are those of ``torch.nn.functional.grid_sample`` (mode "bilinear"), without the output's
+    transposition: ``out[b,n,c] = sum over 8 corners of weight(point) * volume[b,c,corner]``. floor() decides the cell,
+    so that a point on a grid plane takes the derivative of its right-hand cell.
 
-    Any strides are taken without a copy; channels-last-3d (the channel contiguous) is the fast layout. Sums
-    are accumulated in float32. On the Triton backend the gradient of `volume` is an atomic sum, whose last
-    bits differ between runs, and derivatives stop at first order; the torch backend has all orders.
+    Any strides are taken without a copy; channels-last-3d (the channel contiguous) is the fast layout, and the gradient
+    has the volume's layout. Sums are accumulated in float32. Differentiable any number of times: kernels give values,
+    first and second derivatives, the torch formula higher ones. On the Triton backend the gradient of `volume` is an
+    atomic sum, whose last bits differ between runs; under ``torch.use_deterministic_algorithms(True)`` it is summed in
+    a fixed order instead, which takes longer and 224 bytes of workspace per point.
 
     Args:
         volume: [B, C, D, H, W] float16, bfloat16, float32 or float64 (float64: torch backend only).
         points: [B, N, 3] float32 or float64 (float64: torch backend only), as (x, y, z) with x on the last
             volume axis. [-1, 1] spans the volume; any other value is allowed.
         padding: what lies outside. "zeros": each corner outside contributes 0. "border": coordinates are
-            clamped to the volume, and a clamped coordinate has derivative 0. A coordinate that is infinite
-            counts as outside; NaN gives 0 with "zeros" and the first cell of its axis with "border",
-            derivative 0.
+            clamped to the volume, and a clamped coordinate has derivative 0. "reflection": coordinates are mirrored at
+            the volume's ends (the centres of the end cells, or with align_corners=False their outer faces, then
+            clamped) as often as it takes. A coordinate that is infinite counts as outside with "zeros" and "border".
+            NaN gives 0 with "zeros" and the first cell of its axis otherwise, derivative 0; so do, with "reflection",
+            infinities and coordinates beyond REFLECTION_MAX voxels.
         align_corners: True puts -1 and 1 on the centres of the end cells, False on their outer faces.
+        smoothstep: True replaces the fraction t inside a cell by ``t^2 (3 - 2 t)`` on each axis: derivatives are then
+            continuous, and 0 on the grid planes.
         backend: "auto", "triton" or "torch".
 
     Returns:
@@ -64,9 +74,10 @@ def volume_sample(
         TypeError: not a tensor, or a dtype other than those above.
         ValueError: wrong shape, batch sizes or devices that differ, an empty D, H or W, an unknown padding or
             backend.
-        RuntimeError: Triton asked for but not installed; a second derivative through the Triton kernels.
+        RuntimeError: Triton asked for but not installed, or inside a torch.func transform.
 
-    Reference: trilinear feature volumes as in PonderV2 (arXiv 2310.08586); no equation number.
+    Reference: trilinear feature volumes as in PonderV2 (arXiv 2310.08586; no equation number); smoothstep as in
+    Instant NGP (arXiv 2201.05989, appendix A).
     """
     _check.floating("volume", volume)
     _check.floating("points", points, POINT_DTYPES)
@@ -76,147 +87,213 @@ def volume_sample(
         raise ValueError(f"volume: expected D, H and W of at least 1, got {list(volume.shape)}")
     _check.same_device("volume", volume, points=points)
     _check.choice("padding", padding, PADDINGS)
+    options = Options(padding, bool(align_corners), bool(smoothstep))
     if choose_backend(backend, volume, points) == "torch":
-        return reference.volume_sample_reference(volume, points, padding=padding, align_corners=align_corners)
-    out: Tensor = _VolumeSample.apply(volume, points, align_corners, padding == "border")
+        return reference.volume_sample_reference(volume, points, *options)
+    out: Tensor = _volume_sample(volume, points, *options)
     return out
 
 
-def _forward_plan(channels: int, align_corners: bool, border: bool) -> Plan:
-    block_c = min(MAX_BLOCK_C, next_power_of_two(channels))
-    return Plan(
-        {
-            "C": channels,
-            "ALIGN": align_corners,
-            "BORDER": border,
-            "BLOCK_N": min(256, TILE // block_c),
-            "BLOCK_C": block_c,
-        }
-    )
+_OPTIONS = "str padding, bool align_corners, bool smoothstep"
 
 
-def _backward_plan(channels: int, align_corners: bool, border: bool, to_volume: bool, to_points: bool) -> Plan:
-    block_c = min(MAX_BLOCK_C, next_power_of_two(channels))
-    return Plan(
-        {
-            "C": channels,
-            "ALIGN": align_corners,
-            "BORDER": border,
-            "TO_VOLUME": to_volume,
-            "TO_POINTS": to_points,
-            "BLOCK_N": min(256, TILE // block_c),
-            "BLOCK_C": block_c,
-        }
-    )
+def _values_like(volume: Tensor, points: Tensor, *_: object) -> Tensor:
+    return torch.empty(*points.shape[:2], volume.shape[1], dtype=points.dtype, device=points.device)
 
 
-def launch_forward(volume: Tensor, points: Tensor, align_corners: bool, border: bool) -> Tensor:
-    """Values [B, N, C] float32 by the Triton kernel; `points` contiguous."""
+def _dense_like(x: Tensor, want: bool) -> Tensor:
+    return torch.empty(x.shape if want else (0,), dtype=x.dtype, device=x.device)
+
+
+@register(f"volume_sample(Tensor volume, Tensor points, {_OPTIONS}) -> Tensor", _values_like)
+def _volume_sample(volume: Tensor, points: Tensor, padding: str, align_corners: bool, smoothstep: bool) -> Tensor:
     from ponder_kernels.volume_sample import kernels
 
-    batch, channels, depth, height, width = volume.shape
-    n_points = points.shape[1]
-    out = torch.empty(batch, n_points, channels, dtype=torch.float32, device=points.device)
+    out = _values_like(volume, points)
     if out.numel() == 0:
         return out
-    plan = _forward_plan(channels, align_corners, border)
+    batch, n_points, channels = out.shape
+    layout = layout_of(volume)
+    plan = _forward_plan(channels, layout, Options(padding, align_corners, smoothstep))
     grid = (batch * cdiv(n_points, plan.constexprs["BLOCK_N"]), cdiv(channels, plan.constexprs["BLOCK_C"]))
-    sizes = (n_points, depth, height, width)
-    launch(kernels.volume_sample_forward_kernel, grid, plan, volume, points, out, *sizes, *volume.stride())
+    tensors = (volume, points.contiguous(), out)
+    launch(kernels.volume_sample_forward_kernel, grid, plan, *tensors, n_points, *volume.shape[2:], *layout.strides)
     return out
 
 
-def launch_backward(
+@register(
+    f"volume_sample_backward(Tensor grad_out, Tensor volume, Tensor points, {_OPTIONS}, bool[] wanted) "
+    "-> (Tensor, Tensor)",
+    lambda grad_out, volume, points, *o: (gradient_like(volume, o[-1][0]), _dense_like(points, o[-1][1])),
+)
+def _volume_sample_backward(
     grad_out: Tensor,
     volume: Tensor,
     points: Tensor,
+    padding: str,
     align_corners: bool,
-    border: bool,
-    to_volume: bool,
-    to_points: bool,
-) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of the volume (float32, the volume's layout) and the points, each None unless asked for."""
+    smoothstep: bool,
+    wanted: Sequence[bool],
+) -> tuple[Tensor, Tensor]:
     from ponder_kernels.volume_sample import kernels
 
-    batch, channels, depth, height, width = volume.shape
-    n_points = points.shape[1]
-    grad_volume = torch.zeros_like(volume, dtype=torch.float32) if to_volume else None
-    make_points = torch.zeros_like if channels == 0 else torch.empty_like
-    grad_points = make_points(points) if to_points else None
+    options = Options(padding, align_corners, smoothstep)
+    grad_out, points = grad_out.contiguous(), points.contiguous()
+    to_points = _dense_like(points, wanted[1])
     if grad_out.numel() == 0:
-        return grad_volume, grad_points
-    plan = _backward_plan(channels, align_corners, border, to_volume, to_points)
-    grid = (batch * cdiv(n_points, plan.constexprs["BLOCK_N"]),)
-    # A kernel argument that its flags leave unused still needs a tensor: the upstream gradient stands in.
-    volume_out = grad_out if grad_volume is None else grad_volume
-    points_out = grad_out if grad_points is None else grad_points
-    volume_strides = (0, 0, 0, 0, 0) if grad_volume is None else grad_volume.stride()
-    tensors = (grad_out, volume, points, volume_out, points_out)
-    sizes = (n_points, depth, height, width)
-    kernel = kernels.volume_sample_backward_kernel
-    launch(kernel, grid, plan, *tensors, *sizes, *volume.stride(), *volume_strides)
-    return grad_volume, grad_points
+        return gradient_like(volume, wanted[0]).zero_(), to_points.zero_()
+    atomic, to_volume = _volume_target(volume, grad_out, points, None, wanted[0], options)
+    if atomic or wanted[1]:
+        layout = layout_of(volume)
+        plan = _backward_plan(volume.shape[1], layout, options, atomic, wanted[1])
+        tensors = (grad_out, volume, points, to_volume, to_points)
+        sizes = (points.shape[1], *volume.shape[2:])
+        kernel = kernels.volume_sample_backward_kernel
+        launch(kernel, _point_blocks(points, plan), plan, *tensors, *sizes, *layout.strides)
+    return gradient_from(to_volume, volume) if wanted[0] else gradient_like(volume, False), to_points
 
 
-class _VolumeSample(torch.autograd.Function):
-    """Triton values with Triton first derivatives."""
+@register(
+    "volume_sample_double_backward(Tensor? grad_grad_volume, Tensor? grad_grad_points, Tensor grad_out, "
+    f"Tensor volume, Tensor points, {_OPTIONS}, bool[] wanted) -> (Tensor, Tensor, Tensor)",
+    lambda gg_volume, gg_points, grad_out, volume, points, *o: (
+        _dense_like(grad_out, o[-1][0]),
+        gradient_like(volume, o[-1][1]),
+        _dense_like(points, o[-1][2]),
+    ),
+)
+def _volume_sample_double_backward(
+    grad_grad_volume: Tensor | None,
+    grad_grad_points: Tensor | None,
+    grad_out: Tensor,
+    volume: Tensor,
+    points: Tensor,
+    padding: str,
+    align_corners: bool,
+    smoothstep: bool,
+    wanted: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    from ponder_kernels.volume_sample import kernels
 
-    @staticmethod
-    def forward(ctx: Any, volume: Tensor, points: Tensor, align_corners: bool, border: bool) -> Tensor:
-        points = points.contiguous()
-        ctx.save_for_backward(volume, points)
-        ctx.options = (align_corners, border)
-        return launch_forward(volume, points, align_corners, border)
+    options = Options(padding, align_corners, smoothstep)
+    grad_out, points = grad_out.contiguous(), points.contiguous()
+    along = None if grad_grad_points is None else grad_grad_points.contiguous()
+    to_out, to_points = _dense_like(grad_out, wanted[0]), _dense_like(points, wanted[2])
+    if grad_out.numel() == 0:
+        return to_out, gradient_like(volume, wanted[1]).zero_(), to_points.zero_()
+    # The volume enters its own gradient's derivative only through the points' gradient.
+    touched = wanted[1] and along is not None
+    atomic, to_volume = _volume_target(volume, grad_out, points, along, touched, options)
+    if wanted[0] or atomic or wanted[2]:
+        layout = layout_of(volume)
+        gg_layout = UNUSED if grad_grad_volume is None else layout_of(grad_grad_volume)
+        given = (grad_grad_volume is not None, along is not None)
+        flags = (*given, wanted[0], atomic, wanted[2])
+        plan = _double_backward_plan(volume.shape[1], layout, gg_layout, options, *flags)
+        # What its flags leave unused still needs a tensor: others of the same dtype stand in.
+        cotangents = (volume if grad_grad_volume is None else grad_grad_volume, points if along is None else along)
+        tensors = (*cotangents, grad_out, volume, points, to_out, to_volume, to_points)
+        numbers = (points.shape[1], *volume.shape[2:], *layout.strides, *gg_layout.strides)
+        kernel = kernels.volume_sample_double_backward_kernel
+        launch(kernel, _point_blocks(points, plan), plan, *tensors, *numbers)
+    if wanted[1] and not touched:
+        return to_out, gradient_like(volume, True).zero_(), to_points
+    return to_out, gradient_from(to_volume, volume) if touched else gradient_like(volume, False), to_points
 
-    @staticmethod
-    @first_order_only("volume_sample")
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-        volume, points = ctx.saved_tensors
-        needs = ctx.needs_input_grad
-        align_corners, border = ctx.options
-        grad_volume, grad_points = launch_backward(
-            grad_out.contiguous(), volume, points, align_corners, border, needs[0], needs[1]
-        )
-        if grad_volume is not None:
-            grad_volume = grad_volume.to(volume.dtype)
-        return (
-            grad_volume,
-            grad_points,
-            None,  # align_corners
-            None,  # border
-        )
+
+link_orders(_volume_sample, _volume_sample_backward, _volume_sample_double_backward)
+
+
+def _point_blocks(points: Tensor, plan: Plan) -> tuple[int]:
+    return (points.shape[0] * cdiv(points.shape[1], plan.constexprs["BLOCK_N"]),)
+
+
+def _volume_target(
+    volume: Tensor,
+    grad_out: Tensor,
+    points: Tensor,
+    along: Tensor | None,
+    want: bool,
+    options: Options,
+) -> tuple[bool, Tensor]:
+    """Whether a kernel is to add to the volume's gradient by atomics, and the float32 buffer of that gradient.
+
+    Where torch is to be deterministic the buffer is complete instead. Without `want` it is a placeholder.
+    """
+    if not want:
+        return False, torch.empty(0, dtype=torch.float32, device=volume.device)
+    to_volume = gradient_buffer(volume)
+    if not torch.are_deterministic_algorithms_enabled():
+        return True, to_volume
+    scatter(to_volume, grad_out, points, along, options)
+    return False, to_volume
+
+
+def _forward_plan(channels: int, layout: Layout, options: Options) -> Plan:
+    constants = {"C": channels, **options.flags(), "LAST": layout.last, "UNIT": layout.unit}
+    return Plan({**constants, **block_sizes(channels)})
+
+
+def _backward_plan(channels: int, layout: Layout, options: Options, to_volume: bool, to_points: bool) -> Plan:
+    plan = _forward_plan(channels, layout, options)
+    return Plan({**plan.constexprs, "TO_VOLUME": to_volume, "TO_POINTS": to_points})
+
+
+def _double_backward_plan(
+    channels: int,
+    layout: Layout,
+    gg_layout: Layout,
+    options: Options,
+    from_volume: bool,
+    from_points: bool,
+    to_out: bool,
+    to_volume: bool,
+    to_points: bool,
+) -> Plan:
+    plan = _backward_plan(channels, layout, options, to_volume, to_points)
+    given = {"FROM_VOLUME": from_volume, "FROM_POINTS": from_points, "TO_OUT": to_out}
+    # Where channels are apart in memory every element has its own addresses: half the tile, or registers spill.
+    blocks = block_sizes(channels, TILE if layout.last and gg_layout.last else TILE // 2)
+    return Plan({**plan.constexprs, "GG_LAST": gg_layout.last, "GG_UNIT": gg_layout.unit, **given, **blocks})
 
 
 def specialisations() -> list[Specialisation]:
-    """Compiled forms of this operator's kernels over dtypes, layouts, flags and channel counts that occur."""
+    """Compiled forms of this operator's kernels over dtypes, layouts, options and channel counts that occur."""
     from ponder_kernels.volume_sample import kernels
 
-    last, first = "stride_c", "stride_w"
-    strides = ("stride_b", "stride_c", "stride_d", "stride_h", "stride_w")
+    apart = Layout(False, 1, ())
+    wide = Layout(True, 16, ())
     cases = [
-        (torch.float32, 1, first, True, False),
-        (torch.float32, 3, first, False, True),
-        (torch.float32, 32, last, False, False),
-        (torch.float32, 96, first, True, False),
-        (torch.float32, 128, last, True, False),
-        (torch.float16, 64, last, True, True),
-        (torch.bfloat16, 128, last, True, False),
+        (torch.float32, 1, apart, Options("zeros", True, False)),
+        (torch.float32, 4, Layout(True, 4, ()), Options("reflection", False, True)),
+        (torch.float32, 96, apart, Options("zeros", True, False)),
+        (torch.float32, 128, wide, Options("zeros", True, False)),
+        (torch.float16, 64, wide, Options("border", True, True)),
+        (torch.bfloat16, 128, wide, Options("zeros", True, False)),
     ]
     forms = []
-    for dtype, channels, unit, align, border in cases:
-        volume = {"volume_ptr": dtype}
-        # Channels last with C a multiple of 16 makes every other stride one too: wide vector loads.
-        aligned = [s for s in strides if s != unit and unit == last]
-        plan = _forward_plan(channels, align, border)
-        kernel = kernels.volume_sample_forward_kernel
-        forms.append(specialise(kernel, plan, volume, ones=(unit,), aligned=aligned))
-        for to_volume, to_points in ((True, True), (True, False), (False, True)):
-            if (dtype, channels) != (torch.float32, 128) and not (to_volume and to_points):
-                continue
-            plan = _backward_plan(channels, align, border, to_volume, to_points)
-            prefixes = ("", "grad_") if to_volume else ("",)
-            ones = [prefix + unit for prefix in prefixes]
-            wide = [prefix + name for prefix in prefixes for name in aligned]
-            kernel = kernels.volume_sample_backward_kernel
-            forms.append(specialise(kernel, plan, volume, ones=ones, aligned=wide))
+    for dtype, channels, layout, options in cases:
+        dtypes = {"volume_ptr": dtype, "gg_volume_ptr": dtype}
+        every = (dtype, channels) == (torch.float32, 128)
+        plan = _forward_plan(channels, layout, options)
+        forms.append(specialise(kernels.volume_sample_forward_kernel, plan, dtypes))
+        for first in _FIRST_ORDER_FLAGS if every else _FIRST_ORDER_FLAGS[:1]:
+            plan = _backward_plan(channels, layout, options, *first)
+            forms.append(specialise(kernels.volume_sample_backward_kernel, plan, dtypes))
+        for second in _SECOND_ORDER_FLAGS if every else _SECOND_ORDER_FLAGS[:1]:
+            gg_layout = layout if second[0] else UNUSED
+            plan = _double_backward_plan(channels, layout, gg_layout, options, *second)
+            forms.append(specialise(kernels.volume_sample_double_backward_kernel, plan, dtypes))
     return forms
+
+
+# TO_VOLUME, TO_POINTS.
+_FIRST_ORDER_FLAGS = [(True, True), (True, False), (False, True)]
+# FROM_VOLUME, FROM_POINTS, TO_OUT, TO_VOLUME, TO_POINTS: everything; a loss on the points' gradient alone, with and
+# without gradients to the points; deterministic.
+_SECOND_ORDER_FLAGS = [
+    (True, True, True, True, True),
+    (False, True, True, True, True),
+    (False, True, True, True, False),
+    (False, True, True, False, True),
+]

@@ -16,7 +16,7 @@ from tests.tolerance import assert_close_to_reference
 def rand(*shape: int, seed: int, low: float = -1.0, high: float = 1.0) -> Tensor:
     """Uniform float32 numbers in [low, high) from their own generator."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.rand(*shape, generator=generator) * (high - low) + low
+    return torch.rand(shape, generator=generator) * (high - low) + low
 
 
 def upstream_like(output: Tensor, kind: str, seed: int) -> Tensor:
@@ -79,18 +79,40 @@ def compare(
         assert_close_to_reference(got, want, terms[name], scale=scales.get(name, scale), name=label)
 
 
-def assert_refuses_second_order(op: Callable[..., Tensor], inputs: Mapping[str, Tensor], name: str) -> None:
-    """A gradient made with create_graph is right to use, and going through it again raises.
+def compare_second_order(
+    op: Callable[..., Any],
+    reference: Callable[..., Any],
+    inputs: Mapping[str, Tensor],
+    terms: Mapping[str, int],
+    *,
+    scale: float = 1.0,
+    seed: int = 199,
+) -> None:
+    """Compare derivatives of first derivatives, to every input and to the upstream gradients, with float64.
 
-    The upstream gradient is that of a plain sum, which needs no gradient itself: the case in which torch's
-    own once_differentiable would hand out a gradient without history.
+    Args:
+        op, reference, inputs, scale: as in `compare`.
+        terms: each input's name and "upstream" -> number of terms summed in that second derivative.
     """
-    leaves = [v.detach().requires_grad_() for v in inputs.values()]
-    out = op(**dict(zip(inputs, leaves, strict=True)))
-    gradients = torch.autograd.grad(as_tuple(out)[0].sum(), leaves, create_graph=True)
-    assert all(g.requires_grad for g in gradients)
-    with pytest.raises(RuntimeError, match=f"{name}: second derivatives are not available"):
-        gradients[0].square().sum().backward()
+    results = []
+    for function, dtype in ((op, None), (reference, torch.float64)):
+        leaves = {k: v.detach().to("cpu" if dtype else v.device, dtype or v.dtype) for k, v in inputs.items()}
+        leaves = {k: v.clone().requires_grad_() for k, v in leaves.items()}
+        outputs = as_tuple(function(**leaves))
+        upstream = [rand(*o.shape, seed=seed + k).to(o).requires_grad_() for k, o in enumerate(outputs)]
+        first = torch.autograd.grad(outputs, list(leaves.values()), upstream, create_graph=True)
+        directions = [rand(*g.shape, seed=seed + 50 + k).to(g.device, g.dtype) for k, g in enumerate(first)]
+        sources = [*leaves.values(), *upstream]
+        results.append(torch.autograd.grad(first, sources, directions, allow_unused=True))
+    names = [*inputs, *(f"upstream {k}" for k in range(len(results[0]) - len(inputs)))]
+    for name, got, want in zip(names, *results, strict=True):
+        label = f"second derivative by {name}"
+        if got is None or want is None:
+            present = want if got is None else got
+            assert present is None or not present.any(), f"{label}: missing on one side"
+            continue
+        n_terms = terms[name] if name in inputs else terms["upstream"]
+        assert_close_to_reference(got, want, n_terms, scale=scale, name=label)
 
 
 def assert_launches_are_listed(

@@ -2,216 +2,247 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import pytest
 import torch
+import torch._dynamo
 from torch import Tensor
 
-from ponder_kernels import (
-    ColourWeights,
-    RayTargets,
-    RenderedRays,
-    SdfWeights,
-    intersect_aabb,
-    render_rays,
-    stratified_edges,
-)
-from ponder_kernels.render.op import chunk_rays
+from ponder_kernels import render_rays
+from ponder_kernels.render import op as op_module
+from ponder_kernels.render import registered
 from ponder_kernels.render.reference import render_rays_reference
+from ponder_kernels.render.registered import chunk_rays
+from tests.kernels.render_cases import UNIT_CUBE, Case, Shape, gradients, make_case, values_of, with_leaves
 from tests.tolerance import assert_close_to_reference
 
 # Behind a nearly opaque sample the gradient of the transmittance product divides by a factor close to 0, in the
 # reference (torch's cumprod) as in the operator: the sums are that much worse conditioned than their values.
 CONDITION = 256
 
-
-class Case(NamedTuple):
-    leaves: list[Tensor]
-    rays: tuple[Tensor, Tensor, Tensor]
-    box: Tensor
-    hit: Tensor
-    targets: RayTargets
-
-
-def make_case(
-    dtype: torch.dtype = torch.float64,
-    batch: int = 2,
-    channels: int = 7,
-    sdf_channels: int = 4,
-    hidden: int = 6,
-    rays: int = 9,
-    samples: int = 5,
-    shape: tuple[int, int, int] = (4, 6, 5),
-    seed: int = 0,
-    inv_s: float = 7.0,
-) -> Case:
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(*size: int) -> Tensor:
-        return torch.randn(size, generator=generator, dtype=torch.float64)
-
-    def uniform(*size: int) -> Tensor:
-        return torch.rand(size, generator=generator, dtype=torch.float64)
-
-    rest = channels - sdf_channels
-    leaves = [
-        normal(batch, channels, *shape) * 0.5,
-        *(normal(hidden, sdf_channels) * 0.3, normal(hidden) * 0.02, normal(hidden) * 0.5),
-        *(normal(sdf_channels) * 0.5, normal() * 0.1),
-        *(normal(3, hidden), normal(3, sdf_channels), normal(3, rest), normal(3, 3), normal(3, 3), normal(3)),
-        torch.tensor(inv_s, dtype=torch.float64),
-    ]
-    low = torch.tensor([-0.2, 0.1, 0.0], dtype=torch.float64)
-    box = torch.stack([torch.stack([low * scene, low * scene + 3 + scene]) for scene in range(batch)])
-    origins = uniform(batch, rays, 3) + 0.7
-    directions = torch.nn.functional.normalize(normal(batch, rays, 3), dim=-1)
-    interval = intersect_aabb(origins, directions, box[:, None], near_min=0.05)
-    edges = stratified_edges(interval.near, interval.far, samples, uniform(batch, rays, samples + 1))
-    hit = interval.hit.clone()
-    if rays > 2:
-        hit[0, 2] = False
-    depth = uniform(batch, rays) * 2 * (uniform(batch, rays) > 0.2)
-    slope = uniform(batch, rays) * 0.5 + 0.5
-    cast = [leaf.to(dtype).requires_grad_() for leaf in leaves]
-    bundle = (origins.to(dtype), directions.to(dtype), edges.to(dtype))
-    return Case(cast, bundle, box.to(dtype), hit, RayTargets(depth.to(dtype), slope.to(dtype), 0.4))
+SHAPES = {
+    "split": Shape(),
+    "halves": Shape(channels=8),
+    "no-second": Shape(channels=4),
+    "shared": Shape(shared=True),
+    "points": Shape(points=True),
+    "affine-sdf": Shape(sdf_hidden=()),
+    "two-hidden": Shape(sdf_hidden=(6, 5)),
+    "outdoor-like": Shape(sdf_hidden=(6, 5, 4), points=True, shared=True, colour_hidden=(5, 4), semantic_hidden=None),
+    "hidden-heads": Shape(colour_hidden=(5,), semantic_hidden=(6, 4)),
+    "two-volumes": Shape(volumes=2),
+    "two-shared-volumes": Shape(volumes=2, points=True, shared=True, sdf_hidden=(5, 5)),
+    "no-geometry": Shape(geometry=0),
+    "colour-only": Shape(semantic_hidden=None),
+    "volsdf": Shape(sharpness=0.2, options={"opacity": "volsdf"}),
+    "normalised": Shape(points=True, options={"normalise": UNIT_CUBE}),
+    "annealed": Shape(options={"cos_anneal_ratio": 0.3}),
+    "every-ray": Shape(hit=False),
+    "every-ray-volsdf": Shape(hit=False, sharpness=0.2, options={"opacity": "volsdf", "sample_at": "start"}),
+    "per-sample": Shape(options={"per_sample": True}),
+    "starts": Shape(options={"per_sample": True, "sample_at": "start", "padding": "zeros", "align_corners": True}),
+    "one-sample": Shape(samples=1, batch=1, volume=(1, 2, 3)),
+    "two-samples": Shape(samples=2, options={"padding": "zeros"}),
+}
 
 
-def call(function, case: Case, **options) -> RenderedRays:
-    volume, *weights = case.leaves
-    sdf, colour = SdfWeights(*weights[:5]), ColourWeights(*weights[5:11])
-    return function(
-        volume, sdf, colour, *case.rays, weights[11], case.box, hit=case.hit, targets=case.targets, **options
-    )
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["f64", "f32"])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_equals_the_reference(shape: Shape, dtype: torch.dtype) -> None:
+    truth_case, case = make_case(shape), make_case(shape, dtype)
+    truth, rendered = truth_case.call(render_rays_reference), case.call(render_rays)
+    expected = values_of(truth)
+    for name, got in values_of(rendered).items():
+        assert_close_to_reference(got, expected[name].detach(), 50, scale=16, name=name)
+    pairs = zip(gradients(rendered, case), gradients(truth, truth_case), strict=True)
+    for number, (got, want) in enumerate(pairs):
+        assert_close_to_reference(got, want, 500, scale=CONDITION, name=f"gradient of leaf {number}")
+    assert sum(bool(g.any()) for g in gradients(case.call(render_rays), case)) >= len(case.leaves) - 1
 
 
-def gradients(rendered: RenderedRays, case: Case, seed: int = 1) -> tuple[Tensor, ...]:
-    generator = torch.Generator().manual_seed(seed)
-    loss = sum(
-        (value * torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value.dtype)).sum()
-        for value in rendered
-    )
-    return torch.autograd.grad(loss, case.leaves)
+@pytest.mark.parametrize("name", ["split", "volsdf", "hidden-heads"])
+def test_derivatives_against_finite_differences(name: str) -> None:
+    case = make_case(SHAPES[name], rays=3, samples=3, batch=1, volume=(2, 3, 2), hit=False)
 
+    def outputs(*leaves: Tensor) -> tuple[Tensor, ...]:
+        return tuple(values_of(with_leaves(case, list(leaves)).call(render_rays)).values())
 
-@pytest.mark.parametrize("padding", ["border", "zeros"])
-@pytest.mark.parametrize("align_corners", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-def test_equals_the_reference(dtype: torch.dtype, align_corners: bool, padding: str) -> None:
-    options = {"align_corners": align_corners, "padding": padding}
-    truth_case, case = make_case(), make_case(dtype)
-    truth = call(render_rays_reference, truth_case, **options)
-    rendered = call(render_rays, case, **options)
-    for name, got, want in zip(RenderedRays._fields, rendered, truth, strict=True):
-        assert_close_to_reference(got, want, 50, name=name)
-    names = ("volume", *SdfWeights._fields, *ColourWeights._fields, "inv_s")
-    pairs = zip(names, gradients(rendered, case), gradients(truth, truth_case), strict=True)
-    for name, got, want in pairs:
-        assert_close_to_reference(got, want, 500, scale=CONDITION, name=f"gradient of {name}")
-        assert want.abs().max() > 0, name
-
-
-@pytest.mark.parametrize("colour_channels", [0, 3], ids=["shared", "split"])
-@pytest.mark.parametrize("samples", [1, 2, 7])
-def test_shapes(samples: int, colour_channels: int) -> None:
-    options = {"samples": samples, "channels": 4 + colour_channels, "batch": 1, "shape": (1, 2, 3)}
-    truth_case, case = make_case(**options), make_case(**options)
-    truth, rendered = call(render_rays_reference, truth_case), call(render_rays, case)
-    for got, want in zip((*rendered, *gradients(rendered, case)), (*truth, *gradients(truth, truth_case)), strict=True):
-        assert_close_to_reference(got, want, 500, scale=CONDITION)
+    assert torch.autograd.gradcheck(outputs, tuple(case.leaves), nondet_tol=1e-12, fast_mode=True)
 
 
 def test_result_does_not_depend_on_the_chunks() -> None:
     whole, parts = make_case(), make_case()
-    first, second = call(render_rays, whole), call(render_rays, parts, chunk_bytes=1)
-    for got, want in zip((*second, *gradients(second, parts)), (*first, *gradients(first, whole)), strict=True):
-        assert_close_to_reference(got, want.detach(), 100)
+    first, second = whole.call(render_rays), parts.call(render_rays, chunk_bytes=1)
+    wanted = [*values_of(first).values(), *gradients(first, whole)]
+    for got, want in zip([*values_of(second).values(), *gradients(second, parts)], wanted, strict=True):
+        assert_close_to_reference(got, want.detach(), 100, scale=16)
 
 
 def test_no_rays() -> None:
     case = make_case(rays=0)
-    rendered = call(render_rays, case)
+    rendered = case.call(render_rays)
     assert rendered.rgb.shape == (2, 0, 3)
     assert all(torch.equal(g, torch.zeros_like(g)) for g in gradients(rendered, case))
 
 
-def test_channels_last_and_transposed_volumes() -> None:
-    truth_case = make_case()
-    truth = gradients(call(render_rays, truth_case), truth_case)
+def test_channels_last_transposed_and_half_volumes() -> None:
+    truth_case = make_case(channels=8)
+    truth = gradients(truth_case.call(render_rays), truth_case)
     for layout in (
         lambda v: v.contiguous(memory_format=torch.channels_last_3d),
         lambda v: v.transpose(2, 4).contiguous().transpose(2, 4),
     ):
-        case = make_case()
-        case.leaves[0] = layout(case.leaves[0].detach()).requires_grad_()
-        for got, want in zip(gradients(call(render_rays, case), case), truth, strict=True):
+        case = make_case(channels=8)
+        case = case._replace(volumes=[layout(case.volumes[0].detach()).requires_grad_()])
+        for got, want in zip(gradients(case.call(render_rays), case), truth, strict=True):
             assert_close_to_reference(got, want, 100)
+    half = make_case(dtype=torch.float32)
+    half = half._replace(volumes=[half.volumes[0].detach().half().requires_grad_()])
+    full = half._replace(volumes=[half.volumes[0].detach().float().requires_grad_()])
+    assert torch.equal(half.call(render_rays).rgb, full.call(render_rays).rgb)
+    assert gradients(half.call(render_rays), half)[0].dtype == torch.float16
 
 
 def test_missed_rays_are_black_and_without_gradient() -> None:
     case = make_case()
-    rendered = call(render_rays, case)
-    assert not bool(case.hit[0, 2])
+    rendered = case.call(render_rays)
+    assert case.hit is not None and not bool(case.hit[0, 2])
     assert rendered.opacity[0, 2] == 0 and rendered.depth[0, 2] == 0
-    missed = (rendered.rgb[0, 2].sum() + rendered.normal[0, 2].sum()) * 1.0
-    assert all(torch.equal(g, torch.zeros_like(g)) for g in torch.autograd.grad(missed, case.leaves))
+    missed = rendered.rgb[0, 2].sum() + rendered.heads[1][0, 2].sum() + rendered.normal[0, 2].sum()
+    found = torch.autograd.grad(missed, case.leaves, allow_unused=True)
+    assert all(g is None or not g.any() for g in found)
 
 
-@pytest.mark.parametrize("inv_s", [1e-6, 1e6])
+@pytest.mark.parametrize("model", ["neus", "volsdf"])
+@pytest.mark.parametrize("sharpness", [1e-4, 1e6])
 @pytest.mark.parametrize("scale", [0.0, 1e4], ids=["flat", "steep"])
-def test_hostile_fields_stay_finite(inv_s: float, scale: float) -> None:
-    case = make_case(torch.float32, inv_s=inv_s)
-    case.leaves[0] = (case.leaves[0].detach() * scale).requires_grad_()
-    rendered = call(render_rays, case)
-    for value in (*rendered, *gradients(rendered, case)):
+def test_hostile_fields_stay_finite(sharpness: float, scale: float, model: str) -> None:
+    case = make_case(dtype=torch.float32, sharpness=sharpness, options={"opacity": model, "per_sample": True})
+    case = case._replace(volumes=[(case.volumes[0].detach() * scale).requires_grad_()])
+    rendered = case.call(render_rays)
+    for value in (*values_of(rendered).values(), *gradients(rendered, case)):
         assert torch.isfinite(value).all()
 
 
+def test_rays_that_graze_or_miss_the_box_stay_finite() -> None:
+    case = make_case(dtype=torch.float32, hit=False, options={"padding": "zeros"})
+    origins, directions, edges = case.rays
+    edges = edges.clone()
+    edges[0, 3] = 1e6 * torch.arange(edges.shape[-1])
+    origins = origins.clone()
+    origins[0, 4, 0] = case.box[0, 1, 0]
+    directions = directions.clone()
+    directions[0, 4] = torch.tensor([0.0, 1.0, 0.0])
+    case = case._replace(rays=(origins, directions, edges))
+    rendered = case.call(render_rays)
+    for value in (*values_of(rendered).values(), *gradients(rendered, case)):
+        assert torch.isfinite(value).all()
+
+
+def test_half_precision_volume_at_the_end_of_its_range() -> None:
+    case = make_case(dtype=torch.float32)
+    case = case._replace(volumes=[torch.full_like(case.volumes[0], 6e4).half().requires_grad_()])
+    rendered = case.call(render_rays)
+    assert all(torch.isfinite(v).all() for v in values_of(rendered).values())
+    assert all(torch.isfinite(g).all() for g in gradients(rendered, case)[1:])
+
+
 def test_opaque_first_sample_hides_the_rest() -> None:
-    case = make_case(samples=2)
-    weights = [torch.zeros_like(leaf) for leaf in case.leaves]
-    inside = [*weights[:5], torch.tensor(-5.0, dtype=torch.float64), *weights[6:]]
-    inside[12] = torch.tensor(50.0, dtype=torch.float64)
-    rendered = call(render_rays, case._replace(leaves=inside))
+    case = make_case(samples=2, hit=False)
+    leaves = [torch.zeros_like(leaf) for leaf in case.leaves]
+    inside = with_leaves(case, leaves)
+    inside.field.sdf[-1].bias[0] = -5.0
+    rendered = inside._replace(sharpness=torch.tensor(50.0, dtype=torch.float64)).call(render_rays)
     middle = (case.rays[2][..., 0] + case.rays[2][..., 1]) / 2
-    assert_close_to_reference(rendered.depth[case.hit], middle[case.hit], 1, scale=1e9)
-    assert_close_to_reference(rendered.opacity[case.hit], torch.ones_like(middle[case.hit]), 1, scale=1e9)
+    assert_close_to_reference(rendered.depth, middle, 1, scale=1e9)
+    assert_close_to_reference(rendered.opacity, torch.ones_like(middle), 1, scale=1e9)
 
 
 def test_saved_memory_does_not_depend_on_the_channels() -> None:
     def saved_per_sample(channels: int) -> float:
-        case = make_case(torch.float32, channels=channels, sdf_channels=channels // 2, rays=64, samples=16)
+        case = make_case(dtype=torch.float32, channels=channels, sdf_channels=channels // 2, rays=64, samples=16)
         inputs = {leaf.data_ptr() for leaf in case.leaves}
-        voxels = case.leaves[0].numel() // channels
+        small = max(w.numel() for w in weights)
         sizes: dict[int, int] = {}
 
         def pack(value: Tensor) -> Tensor:
-            # The volume itself, here as rows of its two channel halves, is not counted.
-            if value.data_ptr() not in inputs and value.shape[:1] != (voxels,):
-                sizes[value.data_ptr()] = value.numel() * value.element_size()
+            # The volume and the decoders, collapsed or not, are not counted.
+            if value.data_ptr() not in inputs and value.numel() > small:
+                sizes[value.untyped_storage().data_ptr()] = value.numel() * value.element_size()
             return value
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
-            call(render_rays, case)
+            case.call(render_rays)
         return sum(sizes.values()) / (2 * 64 * 16)
 
+    weights = make_case(channels=8, sdf_channels=4).leaves[1:]
     narrow, wide = saved_per_sample(8), saved_per_sample(64)
-    assert wide <= narrow * 1.01
-    assert wide < 48
+    assert 16 < narrow < 28
+    weights = make_case(channels=64, sdf_channels=32).leaves[1:]
+    assert wide <= narrow * 1.3
 
 
 def test_second_order_is_refused() -> None:
     case = make_case()
-    rendered = call(render_rays, case)
-    (first,) = torch.autograd.grad(rendered.rgb.square().sum(), case.leaves[:1], create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        first.sum().backward()
+    with pytest.raises(RuntimeError, match="render_rays: second derivatives are not available"):
+        torch.autograd.grad(case.call(render_rays).rgb.square().sum(), case.volumes, create_graph=True)
+
+
+def _fresh(argument: object, differentiable: bool) -> object:
+    """A copy of an argument without history; tensors that had one are leaves where `differentiable`."""
+    if isinstance(argument, list):
+        return [_fresh(a, differentiable) for a in argument]
+    if not isinstance(argument, Tensor):
+        return argument
+    return argument.detach().clone().requires_grad_(argument.requires_grad and differentiable)
+
+
+@pytest.mark.unguarded
+def test_registered_operators() -> None:
+    case = make_case(rays=3, samples=2, options={"per_sample": True})
+    recorded: list[tuple] = []
+    for name in ("render_sums", "render_gradients"):
+        operator = getattr(registered, name)
+        with pytest.MonkeyPatch.context() as patch:
+            for module in (registered, op_module):
+                if hasattr(module, name):
+                    patch.setattr(module, name, lambda *a, f=operator: (recorded.append((f, a)), f(*a))[1])
+            gradients(case.call(render_rays), case)
+    assert len(recorded) == 2
+    for operator, arguments in recorded:
+        torch.library.opcheck(operator, tuple(_fresh(a, operator is registered.render_sums) for a in arguments))
+
+
+@pytest.mark.unguarded
+def test_compiles() -> None:
+    """A whole loss, the collapse of the decoders included, is one graph."""
+    torch._dynamo.reset()
+
+    def loss(case: Case) -> Tensor:
+        return sum(v.square().sum() for v in values_of(case.call(render_rays)).values())
+
+    case = make_case(SHAPES["per-sample"], rays=4)
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    got = torch.autograd.grad(compiled(case), case.leaves)
+    for g, w in zip(got, torch.autograd.grad(loss(case), case.leaves), strict=True):
+        assert_close_to_reference(g, w, 500, scale=CONDITION)
+    torch._dynamo.reset()
+
+
+@pytest.mark.unguarded
+def test_autocast_leaves_the_result_alone() -> None:
+    """What autocast left in half precision, the decoders included, is widened; sums along rays are float32."""
+    case = make_case(dtype=torch.float32)
+    low = with_leaves(case, [case.volumes[0], *(leaf.detach().bfloat16() for leaf in case.leaves[1:])])
+    high = with_leaves(case, [case.volumes[0], *(leaf.float() for leaf in low.leaves[1:])])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = values_of(low.call(render_rays))
+    want = values_of(high.call(render_rays))
+    assert all(v.dtype == torch.float32 and torch.equal(v, want[name]) for name, v in got.items())
 
 
 def test_chunk_rays() -> None:
-    assert chunk_rays(samples=64, channels=32, element_bytes=4, chunk_bytes=1 << 20) == 128
-    assert chunk_rays(samples=64, channels=32, element_bytes=4, chunk_bytes=1) == 1
+    assert chunk_rays(samples=64, width=32, element_bytes=4, chunk_bytes=1 << 20) == 128
+    assert chunk_rays(samples=64, width=32, element_bytes=4, chunk_bytes=1) == 1
 
 
 @pytest.mark.parametrize(
@@ -220,28 +251,48 @@ def test_chunk_rays() -> None:
         ({"origins": torch.zeros(2, 9, 2)}, r"origins: expected shape \[B, R, 3\]"),
         ({"directions": torch.zeros(2, 8, 3)}, r"directions: expected shape \[B, R, 3\] with B=2, R=9"),
         ({"edges": torch.zeros(2, 9, 1)}, "edges: expected at least 2 edges"),
+        ({"volume": []}, "volume: expected at least one volume"),
         ({"volume": torch.zeros(2, 7, 4, 6, 5, dtype=torch.int32)}, "volume: expected dtype"),
         ({"volume": torch.zeros(2, 7, 0, 6, 5)}, "volume: expected at least one voxel"),
-        ({"volume": torch.zeros(2, 5, 4, 6, 5)}, r"colour_weights.features: expected shape \[3, Cr\]"),
+        ({"volume": torch.zeros(2, 3, 4, 6, 5)}, r"field.sdf\[0\].inputs: expected at most C=3 columns"),
+        ({"volume": torch.zeros(2, 5, 4, 6, 5)}, r"field.heads\[0\].layers\[0\].inputs: expected shape \[O, I\]"),
+        ({"volume": [torch.zeros(2, 7, 4, 6, 5), torch.zeros(2, 6, 4, 6, 5)]}, "volume: expected the same B and C"),
         ({"box": torch.zeros(3, 2, 3)}, r"box: expected shape \[B, 2, 3\] with B=2"),
-        ({"inv_s": torch.ones(1)}, r"inv_s: expected shape \[\]"),
+        ({"sharpness": torch.ones(1)}, r"sharpness: expected shape \[\]"),
         ({"hit": torch.ones(2, 3, dtype=torch.bool)}, "hit: expected shape"),
         ({"padding": "wrap"}, "padding: expected one of zeros, border, got 'wrap'"),
+        ({"opacity": "nerf"}, "opacity: expected one of neus, volsdf, got 'nerf'"),
+        ({"sample_at": "end"}, "sample_at: expected one of middle, start, got 'end'"),
         ({"chunk_bytes": 0}, "chunk_bytes: expected a positive number"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
 )
 def test_bad_input(change: dict, message: str) -> None:
-    case = make_case(torch.float32)
-    volume, *weights = case.leaves
-    arguments = {
-        "volume": volume,
-        "sdf_weights": SdfWeights(*weights[:5]),
-        "colour_weights": ColourWeights(*weights[5:11]),
-        **dict(zip(("origins", "directions", "edges"), case.rays, strict=True)),
-        "inv_s": weights[11],
-        "box": case.box,
-        "hit": case.hit,
-    }
+    case = make_case(dtype=torch.float32)
     with pytest.raises((ValueError, TypeError), match=message):
-        render_rays(**(arguments | change))
+        render_rays(**(case.arguments() | change))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sdf": ()}, "field.sdf: expected at least one layer"),
+        ({"shared": True}, "field.shared: expected the SDF to read all C=7 channels, got 4"),
+    ],
+)
+def test_bad_fields(change: dict, message: str) -> None:
+    case = make_case(dtype=torch.float32)
+    with pytest.raises(ValueError, match=message):
+        case._replace(field=case.field._replace(**change)).call(render_rays)
+
+
+def test_bad_layers_are_named() -> None:
+    case = make_case(dtype=torch.float32)
+    first, last = case.field.sdf
+    for layer, message in (
+        (last._replace(previous=None), r"field.sdf\[1\].previous: expected a tensor"),
+        (last._replace(previous=torch.zeros(4, 5)), r"field.sdf\[1\].previous: expected shape \[O, K\]"),
+        (last._replace(bias=torch.zeros(3)), r"field.sdf\[1\].bias: expected shape \[O\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            case._replace(field=case.field._replace(sdf=(first, layer))).call(render_rays)

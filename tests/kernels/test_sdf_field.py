@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ponder_kernels import SdfWeights, sdf_field
+from ponder_kernels import sdf_field
+from ponder_kernels.render.reference import run_chain
+from ponder_kernels.sdf_field.chain import flatten, softplus_and_slope
 from ponder_kernels.sdf_field.gather import Scatter, VolumeGeometry, find_corners, gather_rows, volume_rows
-from ponder_kernels.sdf_field.weights import softplus, softplus_slope
-from tests.kernels.test_render import make_case
+from ponder_kernels.sdf_field.weights import softplus
+from tests.kernels.render_cases import Shape, make_case
 from tests.tolerance import assert_close_to_reference
 
 
@@ -22,28 +24,36 @@ def grid_sample(volume, points, box, align_corners, padding):
 
 @pytest.mark.parametrize("padding", ["border", "zeros"])
 @pytest.mark.parametrize("align_corners", [False, True])
-def test_value_gradient_and_their_derivatives(align_corners: bool, padding: str) -> None:
-    case = make_case()
-    volume, weights = case.leaves[0], SdfWeights(*case.leaves[1:6])
-    points = (torch.rand(2, 40, 3, dtype=torch.float64) * 5 - 0.8).requires_grad_()
-    features = grid_sample(volume[:, :4], points, case.box, align_corners, padding)
-    hidden = softplus(features @ weights.hidden_weight.T + weights.hidden_bias)
-    truth = hidden @ weights.out_hidden + features @ weights.out_linear + weights.out_bias
+@pytest.mark.parametrize(
+    "shape",
+    [Shape(), Shape(sdf_hidden=()), Shape(sdf_hidden=(5, 4), points=True), Shape(volumes=2, channels=8)],
+    ids=["one-hidden", "affine", "two-hidden-points", "two-volumes"],
+)
+def test_value_gradient_and_their_derivatives(shape: Shape, align_corners: bool, padding: str) -> None:
+    case = make_case(shape)
+    layers = case.field.sdf
+    points = (torch.rand(2, 40, 3, dtype=torch.float64) * 1.5 - 0.8).requires_grad_()
+    sampled = [grid_sample(v, points, case.box, align_corners, padding)[..., :4] for v in case.volumes]
+    z = torch.cat([*sampled, points] if shape.points else sampled, -1)
+    truth = run_chain(layers, z, softplus)[..., 0]
     (slope,) = torch.autograd.grad(truth.sum(), points, create_graph=True)
-    found = sdf_field(volume, weights, points.detach(), case.box, align_corners=align_corners, padding=padding)
-    assert_close_to_reference(found.sdf, truth, 50, name="sdf")
-    assert_close_to_reference(found.gradient, slope, 50, name="gradient")
-    value_only = sdf_field(
-        volume, weights, points.detach(), case.box, gradient=False, align_corners=align_corners, padding=padding
-    )
+    options = {"align_corners": align_corners, "padding": padding, "with_points": shape.points}
+    found = sdf_field(case.volumes, layers, points.detach(), case.box, **options)
+    assert_close_to_reference(found.sdf, truth.detach(), 50, name="sdf")
+    assert_close_to_reference(found.gradient, slope.detach(), 50, name="gradient")
+    value_only = sdf_field(case.volumes, layers, points.detach(), case.box, gradient=False, **options)
     assert value_only.gradient is None
-    assert_close_to_reference(value_only.sdf, truth, 50)
+    assert_close_to_reference(value_only.sdf, truth.detach(), 50)
     cotangents = torch.randn_like(truth), torch.randn_like(slope)
-    leaves = [volume, *weights]
-    want = torch.autograd.grad((truth * cotangents[0]).sum() + (slope * cotangents[1]).sum(), leaves)
+    leaves = [*case.volumes, *flatten(layers)]
+    loss = (truth * cotangents[0]).sum() + (slope * cotangents[1]).sum()
+    want = torch.autograd.grad(loss, leaves, retain_graph=True)
     got = torch.autograd.grad((found.sdf * cotangents[0]).sum() + (found.gradient * cotangents[1]).sum(), leaves)
     for g, w in zip(got, want, strict=True):
-        assert_close_to_reference(g, w, 500, scale=8)
+        assert_close_to_reference(g, w, 500, scale=64)
+    (alone,) = torch.autograd.grad(value_only.sdf.sum(), leaves[:1])
+    (expected,) = torch.autograd.grad(run_chain(layers, z, softplus)[..., 0].sum(), leaves[:1])
+    assert_close_to_reference(alone, expected, 500, scale=8)
 
 
 def test_scatter_is_the_transpose_of_gather() -> None:
@@ -80,10 +90,16 @@ def test_channels_last_rows_are_a_view() -> None:
     assert volume_rows(volume).data_ptr() == volume.data_ptr()
 
 
-def test_softplus_slope_is_the_derivative() -> None:
-    x = torch.linspace(-0.5, 0.5, 101, dtype=torch.float64, requires_grad=True)
-    (slope,) = torch.autograd.grad(softplus(x).sum(), x)
-    torch.testing.assert_close(softplus_slope(x), slope)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["f64", "f32"])
+def test_softplus_and_its_slope(dtype: torch.dtype) -> None:
+    """In scaled variables, on both sides of torch's threshold (20) and of the floor (-40)."""
+    x = torch.linspace(-60, 60, 2001, dtype=torch.float64, requires_grad=True)
+    truth = torch.nn.functional.softplus(x, beta=1, threshold=20)
+    (want,) = torch.autograd.grad(truth.sum(), x)
+    value, slope = torch.empty(2001, dtype=dtype), torch.empty(2001, dtype=dtype)
+    softplus_and_slope(x.detach().to(dtype, copy=True), value, slope)
+    assert_close_to_reference(value, truth.detach(), 1)
+    assert_close_to_reference(slope, want, 1)
 
 
 @pytest.mark.parametrize(
@@ -91,17 +107,17 @@ def test_softplus_slope_is_the_derivative() -> None:
     [
         ({"points": torch.zeros(2, 4)}, "points: expected shape"),
         ({"points": torch.zeros(1, 4, 3)}, "points: expected shape .* with B=2"),
-        ({"volume": torch.zeros(2, 3, 4, 6, 5)}, "weights: expected at most C=3 features, got 4"),
-        ({"volume": [1.0]}, "volume: expected a torch.Tensor, got list"),
+        ({"volume": torch.zeros(2, 3, 4, 6, 5)}, r"layers\[0\].inputs: expected at most C=3 columns"),
+        ({"volume": [1.0]}, "volume: expected a torch.Tensor, got float"),
         ({"padding": "wrap"}, "padding: expected one of"),
     ],
     ids=["points rank", "points batch", "channels", "type", "padding"],
 )
 def test_bad_input(change: dict, message: str) -> None:
-    case = make_case(torch.float32)
+    case = make_case(dtype=torch.float32)
     arguments = {
-        "volume": case.leaves[0],
-        "weights": SdfWeights(*case.leaves[1:6]),
+        "volume": case.volumes[0],
+        "layers": case.field.sdf,
         "points": torch.zeros(2, 4, 3),
         "box": case.box,
     }

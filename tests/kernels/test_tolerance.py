@@ -6,7 +6,7 @@ import types
 import pytest
 import torch
 
-from tests.tolerance import assert_close_to_reference, bound
+from tests.tolerance import assert_close_to_reference, assert_within_rounding, bound
 
 WANT = torch.linspace(-1, 1, 50, dtype=torch.float64)
 
@@ -46,6 +46,27 @@ def test_rejects_a_nan_that_the_reference_has_elsewhere():
 def test_rejects_a_float32_reference():
     with pytest.raises(AssertionError, match="must be float64"):
         assert_close_to_reference(WANT.float(), WANT.float(), 1)
+
+
+def test_rounding_is_judged_element_by_element():
+    """A small value beside large ones has to be right too, unless its own terms were large."""
+    want = torch.tensor([1e6, 1e-3], dtype=torch.float64)
+    wrong = torch.tensor([1e6, 1.1e-3])
+    assert_close_to_reference(wrong, want, 1)
+    with pytest.raises(AssertionError, match=r"expected 0\.001"):
+        assert_within_rounding(wrong, want, want, n_terms=1, dtype=torch.float32)
+    cancelled = torch.tensor([1e6, 1e3], dtype=torch.float64)
+    assert_within_rounding(wrong, want, cancelled, n_terms=1, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_rounding_rejects_a_number_for_none_and_none_for_a_number(value):
+    none, one = torch.tensor([value]), torch.ones(1)
+    assert_within_rounding(none, none.double(), one.double(), n_terms=1, dtype=torch.float32)
+    with pytest.raises(AssertionError, match="finite where the reference is"):
+        assert_within_rounding(one, none.double(), one.double(), n_terms=1, dtype=torch.float32)
+    with pytest.raises(AssertionError, match="expected 1"):
+        assert_within_rounding(none, one.double(), one.double(), n_terms=1, dtype=torch.float32)
 
 
 @pytest.fixture

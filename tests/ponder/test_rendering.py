@@ -79,7 +79,7 @@ def test_refined_samples_gather_at_the_surface() -> None:
     renderer, volume = sphere_renderer(), sphere_volume()
     rays = RayBatch(torch.tensor([[[1.55, 0.0, 0.0]]]), torch.tensor([[[-1.0, 0.0, 0.0]]]))
     coarse = torch.linspace(0.05, 3.0, 49)[None, None]
-    found = renderer._refine(volume, BOX, rays, coarse, renderer.collapse().sdf, None)
+    found = renderer._refine(volume, BOX, rays, coarse, renderer.collapse().field, None)
     extra = found.shape[-1] - 49
     near = ((found - (1.55 - RADIUS)).abs() < 0.12).sum() - ((coarse - (1.55 - RADIUS)).abs() < 0.12).sum()
     assert extra == renderer.config.importance_samples and near >= 0.7 * extra

@@ -158,7 +158,7 @@ def test_sampled_rays_agree_with_their_pixels() -> None:
 
 def test_losses_are_finite_without_any_target() -> None:
     values = [torch.rand(1, 4, 3, requires_grad=True), torch.rand(1, 4), torch.rand(1, 4), torch.rand(1, 4, 3)]
-    rendered = RenderedRays(*values, *(torch.tensor(0.1, requires_grad=True) for _ in range(3)))
+    rendered = RenderedRays((values[0],), *values[1:], *(torch.tensor(0.1, requires_grad=True) for _ in range(3)))
     pixels = PixelTargets(torch.rand(1, 4, 3), torch.zeros(1, 4), torch.zeros(1, 4, 3))
     terms = loss_terms(rendered, pixels)
     assert terms["depth"] == 0 and terms["normal"] == 0
@@ -172,7 +172,7 @@ def test_losses_are_finite_without_any_target() -> None:
 
 def test_loss_terms_by_hand() -> None:
     rendered = RenderedRays(
-        rgb=torch.full((1, 2, 3), 0.5),
+        heads=(torch.full((1, 2, 3), 0.5),),
         depth=torch.tensor([[2.0, 9.0]]),
         opacity=torch.ones(1, 2),
         normal=torch.tensor([[[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]]),

@@ -1,0 +1,1 @@
+"""Measurements of the kernels, and the tables made from them."""

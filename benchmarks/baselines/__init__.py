@@ -1,0 +1,1 @@
+"""What the project is measured against and checked with: independent, plain implementations."""

@@ -1,0 +1,1 @@
+"""Other projects' names, numbers and files on this library."""

@@ -1,0 +1,151 @@
+"""The renderers: rays and volumes in, images, samples and losses out."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ponder.render.ponderv2.colliders import Collider
+from ponder.render.ponderv2.error_bounded import ErrorBoundedSampler
+from ponder.render.ponderv2.field import SDFField, unit_box
+from ponder.render.ponderv2.losses import LossConfig, compute_losses
+from ponder.render.ponderv2.parity import Parity
+from ponder.render.ponderv2.rays import RayBundle
+from ponder.render.ponderv2.samplers import FieldQueries, NeuSSampler, SampledRays, UniSurfSampler
+from ponder_kernels import RenderedRays, render_rays
+
+RaySampler = NeuSSampler | ErrorBoundedSampler | UniSurfSampler
+
+# PonderV2 normalises with torch.nn.functional.normalize, whose floor this is.
+NORMALIZE_FLOOR = 1e-12
+
+
+class SurfaceModel(nn.Module):
+    """Volume rendering of an SDF field.
+
+    Reference:
+        Zhu et al., PonderV2, arXiv 2310.08586, section 3.3.
+    """
+
+    opacity = "neus"
+
+    def __init__(
+        self, field: SDFField, collider: Collider, sampler: RaySampler, loss: LossConfig, parity: Parity | None = None
+    ) -> None:
+        super().__init__()
+        self.field, self.collider, self.sampler = field, collider, sampler
+        self.loss, self.parity = loss, parity or Parity()
+
+    def sharpness(self) -> Tensor:
+        """[] inv_s of NeuS, beta of VolSDF."""
+        raise NotImplementedError
+
+    def forward(
+        self, ray_bundle: RayBundle, volume_feature: Sequence[Tensor], points: Tensor | None = None, **unused: Any
+    ) -> dict[str, Tensor]:
+        """Render the rays of one scene.
+
+        Args:
+            ray_bundle: R rays, in the coordinates of the collider's box.
+            volume_feature: volumes [C, D, H, W] of the scene, x along W; converted to the dtype of the rays.
+            points: [M, 3], only for the sparse-points loss.
+            unused: swallowed with a warning.
+
+        Returns:
+            rgb [R, 3] (clamped to [0, 1] in evaluation) and semantic [R, E] if the field has them; depth [R, 1];
+            normal [R, 3], not at unit length; per sample weights, sdf and z_vals [R, S, 1], gradients and
+            sampled_points [R, S, 3]; of the sampler's first round init_sampled_points [R, S0, 3] and init_weights
+            [R, S0, 1], of the others new_sampled_points [R, S1, 3]; sparse_points_sdf [M, 1] if its loss is on.
+
+        Raises:
+            TypeError, ValueError: naming what does not fit.
+        """
+        if not isinstance(ray_bundle, RayBundle):
+            raise TypeError(f"ray_bundle: expected a RayBundle, got {type(ray_bundle).__name__}")
+        if unused:
+            warnings.warn(f"the renderer makes no use of {', '.join(unused)}", stacklevel=2)
+        volumes = self.field.prepare(volume_feature, ray_bundle.origins.dtype)
+        weights = self.field.weights(len(volumes))
+        queries = FieldQueries(lambda where: self.field.sdf(where, volumes, weights), self.field.laplace_density)
+        sampled = self.sampler(self.collider(ray_bundle), queries)
+        rendered = render_rays(
+            volumes,
+            weights,
+            ray_bundle.origins[None],
+            ray_bundle.directions[None],
+            sampled.samples.edges[None],
+            self.sharpness(),
+            unit_box(ray_bundle.origins),
+            opacity=self.opacity,
+            align_corners=True,
+            padding="zeros",
+            sample_at="start",
+            normalise=self.field.normalisation(),
+            normal_floor=NORMALIZE_FLOOR,
+            per_sample=True,
+        )
+        preds = self._images(rendered, sampled.samples.starts) | _samples(rendered, sampled)
+        if self.loss.weight("sparse_points_sdf_loss") > 0:
+            if points is None:
+                raise ValueError("points: sparse_points_sdf_loss is on but none were given")
+            preds["sparse_points_sdf"] = self.field.sdf(points, volumes, weights)[:, None]
+        return preds
+
+    def get_loss(self, preds_dict: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weighted loss terms; see `compute_losses`."""
+        return compute_losses(preds_dict, targets, self.loss, self.parity, self.training)
+
+    def _images(self, rendered: RenderedRays, starts: Tensor) -> dict[str, Tensor]:
+        """What the rays see."""
+        heads = iter(rendered.heads)
+        images = {}
+        if self.field.rgb_decoder is not None:
+            rgb = next(heads)[0]
+            images["rgb"] = rgb if self.training else rgb.clamp(0.0, 1.0)
+        if self.field.semantic_decoder is not None:
+            images["semantic"] = next(heads)[0]
+        depth = rendered.depth[0][:, None]
+        if not self.parity.shared_depth_range:
+            # Starts are sorted.
+            depth = torch.clip(depth, starts[:, :1], starts[:, -1:])
+        elif len(depth):
+            depth = torch.clip(depth, starts.min(), starts.max())
+        return images | {"depth": depth, "normal": rendered.normal[0]}
+
+
+def _samples(rendered: RenderedRays, sampled: SampledRays) -> dict[str, Tensor]:
+    """What was found along the rays."""
+    per_sample = rendered.samples
+    assert per_sample is not None
+    first = sampled.initial_weights
+    found = {
+        "weights": per_sample.weights[0][..., None],
+        "sdf": per_sample.sdf[0][..., None],
+        "gradients": per_sample.gradient[0],
+        "z_vals": sampled.samples.starts[..., None],
+        "sampled_points": sampled.samples.points(),
+        "init_sampled_points": sampled.initial_points,
+        "init_weights": None if first is None else first[..., None],
+        "new_sampled_points": sampled.new_points,
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+class NeuSModel(SurfaceModel):
+    """Opacity from the change of the SDF along the ray (NeuS, arXiv 2106.10689)."""
+
+    def sharpness(self) -> Tensor:
+        return self.field.inv_s()
+
+
+class VolSDFModel(SurfaceModel):
+    """Density from the SDF (VolSDF, arXiv 2106.12052)."""
+
+    opacity = "volsdf"
+
+    def sharpness(self) -> Tensor:
+        return self.field.laplace_density.get_beta()[0]

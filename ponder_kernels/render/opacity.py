@@ -1,0 +1,129 @@
+"""From distances to weights along rays, forwards and backwards in closed form: NeuS and VolSDF.
+
+All tensors are [R, S]; `x_bar` is the derivative of the loss with respect to x.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ponder_kernels._constants import NEUS_ALPHA_EPS, TRANSMITTANCE_EPS
+
+MODELS = ("neus", "volsdf")
+
+
+class OpacityBar(NamedTuple):
+    """Derivatives by sdf and cosine [R, S] and by the sharpness []."""
+
+    sdf: Tensor
+    cosine: Tensor
+    sharpness: Tensor
+
+
+def _shifted(factors: Tensor) -> Tensor:
+    """Exclusive product along the ray."""
+    return torch.cat([torch.ones_like(factors[:, :1]), factors[:, :-1].cumprod(-1)], -1)
+
+
+def _behind(product: Tensor) -> Tensor:
+    """Sum over later samples, taken from the far end: a total minus a prefix would cancel."""
+    return torch.nn.functional.pad(product[:, 1:].flip(-1).cumsum(-1).flip(-1), (0, 1))
+
+
+class Neus:
+    """alpha = (P - N + eps) / (P + eps) with P, N the sigmoids half a step before and after the sample.
+
+    Args:
+        sdf, cosine, delta: [R, S]; cosine is direction . gradient.
+        inv_s: [] sharpness.
+        ratio: 1 takes the true slope, 0 the softened one of early training.
+
+    Reference: NeuS, arXiv 2106.10689, eq. 13.
+    """
+
+    def __init__(self, sdf: Tensor, cosine: Tensor, delta: Tensor, inv_s: Tensor, ratio: float) -> None:
+        self.sdf, self.cosine, self.delta, self.inv_s, self.ratio = sdf, cosine, delta, inv_s, ratio
+        slope = cosine.clamp_max(0)
+        if ratio < 1:
+            slope = slope * ratio - (0.5 - 0.5 * cosine).clamp_min(0) * (1 - ratio)
+        self.half = slope * delta / 2
+        self.before = torch.sigmoid((sdf - self.half) * inv_s)
+        self.after = torch.sigmoid((sdf + self.half) * inv_s)
+        self.alpha = (self.before - self.after + NEUS_ALPHA_EPS) / (self.before + NEUS_ALPHA_EPS)
+
+    def mask(self, hit: Tensor) -> None:
+        """Make rays outside `hit` [R] transparent."""
+        self.alpha = self.alpha * hit.unsqueeze(-1)
+
+    def weights(self) -> Tensor:
+        """w_i = alpha_i prod_{j<i} (1 - alpha_j + eps)."""
+        self.transmittance = _shifted(1 - self.alpha + TRANSMITTANCE_EPS)
+        return self.alpha * self.transmittance
+
+    def backward(self, weights: Tensor, weights_bar: Tensor, hit: Tensor | None) -> OpacityBar:
+        """Derivatives, given those by the weights."""
+        behind = _behind(weights_bar * weights)
+        alpha_bar = self.transmittance * weights_bar - behind / (1 - self.alpha + TRANSMITTANCE_EPS)
+        if hit is not None:
+            alpha_bar = alpha_bar * hit.unsqueeze(-1)
+        denominator = self.before + NEUS_ALPHA_EPS
+        before_arg = alpha_bar * self.after / denominator**2 * self.before * (1 - self.before)
+        after_arg = -alpha_bar / denominator * self.after * (1 - self.after)
+        sharpness = (before_arg * (self.sdf - self.half) + after_arg * (self.sdf + self.half)).sum()
+        turn = (self.cosine < 0).to(self.cosine.dtype) * self.ratio
+        if self.ratio < 1:
+            turn = turn + (self.cosine < 1).to(turn.dtype) * (0.5 * (1 - self.ratio))
+        cosine = self.inv_s * (after_arg - before_arg) * self.delta / 2 * turn
+        return OpacityBar(self.inv_s * (before_arg + after_arg), cosine, sharpness)
+
+
+class Volsdf:
+    """alpha = 1 - exp(-delta sigma) with the Laplace density sigma of the distance; T = exp(-sum of delta sigma).
+
+    Args:
+        sdf, cosine, delta: [R, S]; cosine is not used.
+        beta: [] width, positive.
+        ratio: not used.
+
+    Reference: VolSDF, arXiv 2106.12052, eq. 2, 3 and 9.
+    """
+
+    def __init__(self, sdf: Tensor, cosine: Tensor, delta: Tensor, beta: Tensor, ratio: float) -> None:
+        self.sdf, self.delta, self.beta = sdf, delta, beta
+        # exp(-|s| / beta) / 2 is 0 in any precision beyond 800 beta; the bound keeps 0 * infinity out.
+        self.distance = (sdf.abs() / beta).clamp_max(800)
+        self.half = 0.5 * torch.exp(-self.distance)
+        self.density = torch.where(sdf >= 0, self.half, 1 - self.half) / beta
+        self.depth = delta * self.density
+
+    def mask(self, hit: Tensor) -> None:
+        """Make rays outside `hit` [R] transparent."""
+        self.depth = self.depth * hit.unsqueeze(-1)
+
+    def weights(self) -> Tensor:
+        """w_i = (1 - exp(-x_i)) exp(-sum_{j<i} x_j)."""
+        before = torch.nn.functional.pad(self.depth[:, :-1].cumsum(-1), (1, 0))
+        self.transmittance = torch.exp(-before)
+        return -torch.expm1(-self.depth) * self.transmittance
+
+    def backward(self, weights: Tensor, weights_bar: Tensor, hit: Tensor | None) -> OpacityBar:
+        """Derivatives, given those by the weights."""
+        passed = torch.exp(-self.depth) * self.transmittance
+        depth_bar = weights_bar * passed - _behind(weights_bar * weights)
+        if hit is not None:
+            depth_bar = depth_bar * hit.unsqueeze(-1)
+        density_bar = depth_bar * self.delta / (self.beta * self.beta)
+        inside = self.half - self.half * self.distance - 1
+        by_beta = torch.where(self.sdf >= 0, self.half * (self.distance - 1), inside)
+        return OpacityBar(-density_bar * self.half, torch.zeros_like(self.sdf), (density_bar * by_beta).sum())
+
+
+Opacity = Neus | Volsdf
+
+
+def opacity(model: str, sdf: Tensor, cosine: Tensor, delta: Tensor, sharpness: Tensor, ratio: float) -> Opacity:
+    """The opacity model by name."""
+    return (Neus if model == "neus" else Volsdf)(sdf, cosine, delta, sharpness, ratio)

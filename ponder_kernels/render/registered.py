@@ -1,0 +1,244 @@
+"""The renderer as two functions of tensors, registered with torch.library: sums along rays, and their derivatives.
+
+The decoders arrive as one list of tensors; `layers` says how many belong to the SDF and to each head. Everything else
+that shapes the result is a number or a string, so that torch.compile sees one node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ponder_kernels._register import register
+from ponder_kernels.render.chunk import (
+    LOSS_SUMS,
+    OUTPUTS,
+    Field,
+    FieldBar,
+    Normalisation,
+    RayBar,
+    Rays,
+    Renderer,
+    Settings,
+    render_backward,
+)
+from ponder_kernels.render.heads import Head, HeadLayer
+from ponder_kernels.sdf_field.chain import Chain, Layer, flatten
+from ponder_kernels.sdf_field.gather import VolumeGeometry
+from ponder_kernels.sdf_field.volumes import SplitVolume, VolumeGradient, split_volume
+
+INPUTS = (
+    "Tensor[] volumes, Tensor[] weights, Tensor sharpness, Tensor origins, Tensor directions, Tensor edges, "
+    "Tensor box, Tensor? hit, Tensor ray_depth, Tensor slope, int[] layers, bool[] sigmoid, str opacity, str padding, "
+    "bool align_corners, bool middles, bool points, bool carry, float[] numbers, int chunk_bytes"
+)
+
+
+def chunk_rays(samples: int, width: int, element_bytes: int, chunk_bytes: int) -> int:
+    """How many rays one chunk holds, at least 1."""
+    return max(1, chunk_bytes // max(1, samples * width * element_bytes))
+
+
+class Numbers(NamedTuple):
+    """The real-valued options, in the order of the schema's `numbers`."""
+
+    cos_anneal_ratio: float
+    normal_floor: float
+    truncation: float
+    scale: float
+    offset: float
+    low: float
+    high: float
+    snap: float
+
+
+def pack(chain: Chain, heads: Sequence[Head]) -> tuple[list[Tensor], list[int]]:
+    """Decoders as a list of tensors and the number of layers of the SDF and of each head."""
+    return flatten((chain, tuple(heads))), [len(chain), *(len(head) for head in heads)]
+
+
+def _unpack(weights: Sequence[Tensor], layers: Sequence[int]) -> tuple[Chain, tuple[Head, ...]]:
+    """The inverse of `pack`."""
+    leaves: Iterator[Tensor] = iter(weights)
+
+    def previous(number: int) -> Tensor | None:
+        return next(leaves) if number else None
+
+    chain = tuple(Layer(previous(k), next(leaves), next(leaves)) for k in range(layers[0]))
+    heads = tuple(
+        tuple(
+            HeadLayer(previous(k), (next(leaves), next(leaves), next(leaves), next(leaves)), next(leaves), next(leaves))
+            for k in range(count)
+        )
+        for count in layers[1:]
+    )
+    return chain, heads
+
+
+class _Call(NamedTuple):
+    """The arguments of `INPUTS`, by name."""
+
+    volumes: Sequence[Tensor]
+    weights: Sequence[Tensor]
+    sharpness: Tensor
+    origins: Tensor
+    directions: Tensor
+    edges: Tensor
+    box: Tensor
+    hit: Tensor | None
+    ray_depth: Tensor
+    slope: Tensor
+    layers: Sequence[int]
+    sigmoid: Sequence[bool]
+    opacity: str
+    padding: str
+    align_corners: bool
+    middles: bool
+    points: bool
+    carry: bool
+    numbers: Sequence[float]
+    chunk_bytes: int
+
+    def decoders(self) -> tuple[Chain, tuple[Head, ...]]:
+        """The decoders' layers."""
+        return _unpack(self.weights, self.layers)
+
+    def width(self) -> int:
+        """Columns of the per-ray sums."""
+        chain, heads = self.decoders()
+        outputs = sum(head[-1].bias.shape[0] for head in heads)
+        if not self.carry:
+            return OUTPUTS + outputs
+        first = chain[0].inputs.shape[1]
+        per_volume = (first - 3 * self.points) // len(self.volumes)
+        last = 0 if chain[-1].previous is None else chain[-1].previous.shape[1]
+        return OUTPUTS + outputs + 3 + (self.volumes[0].shape[1] - per_volume) * len(self.volumes) + last + first
+
+    def split(self, chain: Chain) -> list[SplitVolume]:
+        """The volumes as rows."""
+        per_volume = (chain[0].inputs.shape[1] - 3 * self.points) // len(self.volumes)
+        found = []
+        for volume in self.volumes:
+            batch, _, depth, height, width = volume.shape
+            geometry = VolumeGeometry((batch, depth, height, width), self.box, self.align_corners, self.padding)
+            found.append(split_volume(volume, per_volume, geometry))
+        return found
+
+    def rays(self) -> Rays:
+        """All rays of all scenes in one row."""
+        batch, count = self.edges.shape[:2]
+        scene = torch.arange(batch, device=self.edges.device).repeat_interleave(count)
+        rest = (self.ray_depth.reshape(-1), self.slope.reshape(-1), None if self.hit is None else self.hit.reshape(-1))
+        edges = self.edges.reshape(batch * count, self.edges.shape[2])
+        return Rays(self.origins.reshape(-1, 3), self.directions.reshape(-1, 3), edges, scene, *rest)
+
+    def renderer(self) -> Renderer:
+        """What renders the chunks."""
+        chain, heads = self.decoders()
+        numbers = Numbers(*self.numbers)
+        settings = Settings(
+            self.opacity,
+            self.middles,
+            numbers.cos_anneal_ratio,
+            numbers.normal_floor,
+            numbers.truncation,
+            self.points,
+            tuple(self.sigmoid),
+            self.carry,
+        )
+        field = Field(self.split(chain), chain, heads, self.sharpness)
+        return Renderer(field, settings, Normalisation(*numbers[3:7], bool(numbers.snap)))
+
+    def chunks(self, rays: int) -> list[slice]:
+        """Which rays are rendered at once."""
+        chain, _ = self.decoders()
+        widest = max([chain[0].inputs.shape[1], *(layer.bias.shape[0] for layer in chain)])
+        samples = self.edges.shape[2] - 1
+        size = chunk_rays(samples, widest, self.edges.element_size(), self.chunk_bytes)
+        return [slice(start, min(start + size, rays)) for start in range(0, rays, size)]
+
+
+def _fake_sums(*arguments: Any) -> tuple[Tensor, ...]:
+    call = _Call(*arguments)
+    edges = call.edges
+    rays, samples = edges.shape[0] * edges.shape[1], edges.shape[2] - 1
+    shapes = ((rays, call.width()), (LOSS_SUMS,), (rays, samples), (rays, samples), (rays, samples, 3))
+    return tuple(edges.new_empty(shape) for shape in shapes)
+
+
+@register(f"render_rays({INPUTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)", _fake_sums)
+def render_sums(*arguments: Any) -> tuple[Tensor, ...]:
+    """Per-ray sums [B R, *], summed loss terms [3], weights and sdf [B R, S], gradient [B R, S, 3]."""
+    call = _Call(*arguments)
+    sums, losses, weights, sdf, gradient = _fake_sums(*arguments)
+    losses.zero_()
+    rays, renderer = call.rays(), call.renderer()
+    for part in call.chunks(sdf.shape[0]):
+        found = renderer.forward(rays.part(part), sums[part])
+        losses += found[0]
+        weights[part], sdf[part], gradient[part] = found[1:]
+    return sums, losses, weights, sdf, gradient
+
+
+def _fake_gradients(*arguments: Any) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    call = _Call(*arguments[7:])
+    layout = torch.channels_last_3d
+    volumes = [torch.empty(v.shape, dtype=v.dtype, device=v.device, memory_format=layout) for v in call.volumes]
+    return volumes, [torch.empty_like(w) for w in call.weights], torch.empty_like(call.sharpness)
+
+
+@register(
+    "render_rays_backward(Tensor? sums_bar, Tensor? losses_bar, Tensor? weights_bar, Tensor? sdf_bar, "
+    f"Tensor? gradient_bar, Tensor sdf, Tensor gradient, {INPUTS}) -> (Tensor[], Tensor[], Tensor)",
+    _fake_gradients,
+)
+def render_gradients(*arguments: Any) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """Derivatives by the volumes (channels last), the decoders and the sharpness."""
+    upstream, sdf, gradient = arguments[:5], arguments[5], arguments[6]
+    call = _Call(*arguments[7:])
+    rays, renderer = call.rays(), call.renderer()
+    field = renderer.field
+    chain, heads = _unpack([torch.zeros_like(w) for w in call.weights], call.layers)
+    out = FieldBar([VolumeGradient(v) for v in field.volumes], chain, heads, torch.zeros_like(call.sharpness))
+    sums_bar, losses_bar, *sample_bars = upstream
+    if sums_bar is None:
+        sums_bar = sdf.new_zeros(sdf.shape[0], call.width())
+    if losses_bar is None:
+        losses_bar = sdf.new_zeros(LOSS_SUMS)
+    for part in call.chunks(sdf.shape[0]):
+        bars = [None if bar is None else bar[part] for bar in sample_bars]
+        bar = RayBar(sums_bar[part], losses_bar, *bars)
+        render_backward(renderer, rays.part(part), sdf[part], gradient[part], bar, out)
+    return [g.as_volume() for g in out.volumes], flatten((out.sdf, out.heads)), out.sharpness
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    call = _Call(*inputs)
+    ctx.counts = (len(call.volumes), len(call.weights))
+    ctx.options = call[10:]
+    ctx.save_for_backward(*call.volumes, *call.weights, *call[2:10], output[3], output[4])
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
+    n_volumes, n_weights = ctx.counts
+    saved = ctx.saved_tensors
+    volumes, weights = list(saved[:n_volumes]), list(saved[n_volumes : n_volumes + n_weights])
+    *rest, sdf, gradient = saved[n_volumes + n_weights :]
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "render_rays: second derivatives are not available; the SDF's gradient is an output (per_sample=True, "
+            "eikonal), so that losses on it need the first order only"
+        )
+    volumes_bar, weights_bar, sharpness_bar = render_gradients(
+        *upstream, sdf, gradient, volumes, weights, *rest, *ctx.options
+    )
+    # The samples and targets are constants of the renderer. torch takes an empty list of options for one of tensors.
+    options: list[Any] = [[] if value == [] else None for value in ctx.options]
+    return volumes_bar, weights_bar, sharpness_bar, *(None for _ in range(7)), *options
+
+
+render_sums.register_autograd(_backward, setup_context=_setup_context)

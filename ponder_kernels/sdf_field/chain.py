@@ -1,0 +1,254 @@
+"""Chains of affine layers with an activation between them: value, gradient and second-order backward in closed form.
+
+PonderV2's decoders add a linear map of their input in front of every layer. Wherever no activation separates two linear
+maps they are multiplied out, which leaves, for an input z::
+
+    x_1 = A_1 z + a_1,   h_l = act(x_l),   x_{l+1} = B_l h_l + A_{l+1} z + a_{l+1}
+
+The SDF is the first row of the last x. Its activation is softplus with sharpness beta; in the scaled variables
+``y = beta x`` and ``beta h`` that is softplus with sharpness 1, so `scaled` moves beta into the weights once per step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ponder_kernels import _check
+from ponder_kernels._constants import SOFTPLUS_BETA, SOFTPLUS_FLOOR, SOFTPLUS_THRESHOLD
+
+
+class Layer(NamedTuple):
+    """One affine layer of a chain: ``previous h + inputs z + bias``; O outputs.
+
+    Attributes:
+        previous: [O, K] on the activation of the layer before; None on the first layer.
+        inputs: [O, I] on the chain's input.
+        bias: [O].
+    """
+
+    previous: Tensor | None
+    inputs: Tensor
+    bias: Tensor
+
+
+Chain = tuple[Layer, ...]
+
+
+class Hidden(NamedTuple):
+    """Scaled activations h and slopes s of every hidden layer, [M, K_l] each."""
+
+    values: list[Tensor]
+    slopes: list[Tensor]
+
+
+class Workspace:
+    """Buffers that a loop over chunks uses again: fresh pages cost more than the arithmetic on them."""
+
+    def __init__(self, like: Tensor) -> None:
+        self._like = like
+        self._buffers: dict[str, Tensor] = {}
+
+    def __call__(self, name: str, rows: int, columns: int) -> Tensor:
+        """[rows, columns] of unspecified content, the same memory for the same name."""
+        size = rows * columns
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.numel() < size:
+            buffer = self._buffers[name] = self._like.new_empty(size)
+        return buffer[:size].view(rows, columns)
+
+
+def check_chain(name: str, chain: Sequence[Layer], inputs: int) -> None:
+    """Require layers whose widths fit: `inputs` columns each, the previous layer's rows as `previous` columns.
+
+    Raises:
+        TypeError, ValueError: naming the layer's tensor.
+    """
+    if not chain:
+        raise ValueError(f"{name}: expected at least one layer, got none")
+    width = None
+    for number, layer in enumerate(chain):
+        sizes = {"I": inputs}
+        where = f"{name}[{number}]"
+        _check.shape(f"{where}.inputs", _check.floating(f"{where}.inputs", layer.inputs), "O I", sizes)
+        _check.shape(f"{where}.bias", _check.floating(f"{where}.bias", layer.bias), "O", sizes)
+        if (layer.previous is None) != (number == 0):
+            expected = "None" if number == 0 else "a tensor"
+            raise ValueError(f"{where}.previous: expected {expected}")
+        if layer.previous is not None:
+            previous = _check.floating(f"{where}.previous", layer.previous)
+            _check.shape(f"{where}.previous", previous, "O K", {**sizes, "K": width or 0})
+        width = sizes["O"]
+
+
+def flatten(tree: Any) -> list[Tensor]:
+    """Tensors of nested tuples in order; None is left out."""
+    if tree is None:
+        return []
+    if isinstance(tree, Tensor):
+        return [tree]
+    return [leaf for branch in tree for leaf in flatten(branch)]
+
+
+def rebuild(tree: Any, leaves: Iterator[Tensor]) -> Any:
+    """The same nested tuples with other tensors, taken from `leaves` in order."""
+    if tree is None:
+        return None
+    if isinstance(tree, Tensor):
+        return next(leaves)
+    branches = [rebuild(branch, leaves) for branch in tree]
+    return type(tree)(*branches) if hasattr(tree, "_fields") else tuple(branches)
+
+
+def scaled(chain: Sequence[Layer]) -> Chain:
+    """The SDF chain in scaled variables (see the module); differentiable."""
+    *hidden, last = chain
+    grown = [Layer(layer.previous, layer.inputs * SOFTPLUS_BETA, layer.bias * SOFTPLUS_BETA) for layer in hidden]
+    through = None if last.previous is None else last.previous / SOFTPLUS_BETA
+    return (*grown, Layer(through, last.inputs, last.bias))
+
+
+def affine(layer: Layer, z: Tensor, hidden: Tensor | None, out: Tensor) -> Tensor:
+    """``out = previous h + inputs z + bias``."""
+    torch.addmm(layer.bias, z, layer.inputs.T, out=out)
+    if layer.previous is not None and hidden is not None:
+        out.addmm_(hidden, layer.previous.T)
+    return out
+
+
+def softplus_and_slope(y: Tensor, value: Tensor, slope: Tensor | None) -> None:
+    """softplus(y) into `value` and sigmoid(y) into `slope`; y is overwritten.
+
+    ``softplus(y) = max(y, 0) - log sigmoid(|y|)``: log1p is many times slower than log on a CPU, and the argument is
+    at least one half here, where log loses nothing. Below SOFTPLUS_FLOOR both are flat.
+    """
+    y.clamp_(min=SOFTPLUS_FLOOR)
+    bent = y
+    if y.dtype == torch.float64:
+        # Above its threshold torch's softplus is the identity. Float32 cannot tell; float64 follows it.
+        bent = torch.where(y > SOFTPLUS_THRESHOLD, 2 * y + 50, y)
+    if slope is not None:
+        torch.sigmoid(bent, out=slope)
+    torch.abs(bent, out=value)
+    value.sigmoid_().log_()
+    torch.sub(y.clamp_(min=0), value, out=value)
+
+
+def activate(chain: Chain, z: Tensor, work: Workspace, slopes: bool = True) -> Hidden:
+    """Hidden activations of a scaled SDF chain at inputs z [M, I]."""
+    out = Hidden([], [])
+    rows = z.shape[0]
+    hidden = None
+    for number, layer in enumerate(chain[:-1]):
+        width = layer.bias.shape[0]
+        y = affine(layer, z, hidden, work("chain y", rows, width))
+        hidden = work(f"chain h{number}", rows, width)
+        slope = work(f"chain s{number}", rows, width) if slopes else None
+        softplus_and_slope(y, hidden, slope)
+        out.values.append(hidden)
+        if slope is not None:
+            out.slopes.append(slope)
+    return out
+
+
+def distance(chain: Chain, z: Tensor, hidden: Hidden) -> Tensor:
+    """The SDF [M]: the first row of the last layer."""
+    last = chain[-1]
+    sdf = torch.addmv(last.bias[0], z, last.inputs[0])
+    if last.previous is not None:
+        sdf.addmv_(hidden.values[-1], last.previous[0])
+    return sdf
+
+
+class Slopes(NamedTuple):
+    """Derivatives of the SDF: by the input z [M, I], by each hidden y (u) and by each hidden h (v), [M, K_l]."""
+
+    z: Tensor
+    u: list[Tensor]
+    v: list[Tensor]
+
+
+def input_gradient(chain: Chain, hidden: Hidden, rows: int, work: Workspace) -> Slopes:
+    """d sdf / d z by the chain rule from the last layer to the first.
+
+    The v of the last hidden layer is one row for all samples; it is kept as [1, K].
+    """
+    last = chain[-1]
+    z = work("chain g", rows, last.inputs.shape[1])
+    z.copy_(last.inputs[0].expand_as(z))
+    count = len(chain) - 1
+    u: list[Tensor] = [z] * count
+    v: list[Tensor] = [z] * count
+    for number in reversed(range(count)):
+        if number == count - 1:
+            assert last.previous is not None
+            v[number] = last.previous[:1]
+        else:
+            through = chain[number + 1].previous
+            assert through is not None
+            v[number] = torch.mm(u[number + 1], through, out=work(f"chain v{number}", rows, through.shape[1]))
+        u[number] = torch.mul(
+            hidden.slopes[number], v[number], out=work(f"chain u{number}", *hidden.slopes[number].shape)
+        )
+        z.addmm_(u[number], chain[number].inputs)
+    return Slopes(z, u, v)
+
+
+class ChainBar(NamedTuple):
+    """Upstream derivatives of a chain: by sdf [M], by d sdf / d z [M, I], and further ones by z and the last h."""
+
+    sdf: Tensor
+    gradient: Tensor
+    z: Tensor
+    hidden: Tensor | None
+
+
+def chain_backward(
+    chain: Chain, z: Tensor, hidden: Hidden, slopes: Slopes, bar: ChainBar, out: Chain, work: Workspace
+) -> Tensor:
+    """Add the derivatives by every weight to `out`, and return that by z [M, I] (in `bar.z`).
+
+    First the closed-form gradient is run backwards (front to back of the chain), which is what a second backward pass
+    through autograd would compute; then the value. `slopes.u` and `bar` are overwritten.
+    """
+    rows, count = z.shape[0], len(chain) - 1
+    last, last_out = chain[-1], out[-1]
+    last_out.inputs[0].add_(bar.gradient.sum(0)).addmv_(z.T, bar.sdf)
+    last_out.bias[0].add_(bar.sdf.sum())
+    z_bar = bar.z.addr_(bar.sdf, last.inputs[0])
+    curvatures = []
+    v_bar = None
+    for number in range(count):
+        slope, u = hidden.slopes[number], slopes.u[number]
+        out[number].inputs.addmm_(u.T, bar.gradient)
+        width = slope.shape[1]
+        u_bar = torch.mm(bar.gradient, chain[number].inputs.T, out=work(f"chain ubar{number}", rows, width))
+        previous, previous_out = chain[number].previous, out[number].previous
+        if previous is not None and previous_out is not None and v_bar is not None:
+            u_bar.addmm_(v_bar, previous.T)
+            previous_out.addmm_(u.T, v_bar)
+        # u = s v: the derivative by v goes on, that by s becomes one by y, with s' = s (1 - s); u is done with.
+        v_bar = torch.mul(u_bar, slope, out=u)
+        curvature = u_bar.mul_(slopes.v[number])
+        curvatures.append(curvature.addcmul_(curvature, slope, value=-1))
+    if count == 0:
+        return z_bar
+    assert last.previous is not None and last_out.previous is not None and v_bar is not None
+    last_out.previous[0].add_(v_bar.sum(0)).addmv_(hidden.values[-1].T, bar.sdf)
+    h_bar = torch.mul(bar.sdf.unsqueeze(1), last.previous[0], out=work("chain hbar", rows, last.previous.shape[1]))
+    if bar.hidden is not None:
+        h_bar.add_(bar.hidden)
+    for number in reversed(range(count)):
+        # Both terms carry one factor s: x_bar = s (h_bar + (1 - s) v u_bar).
+        y_bar = curvatures[number].add_(h_bar).mul_(hidden.slopes[number])
+        layer, layer_out = chain[number], out[number]
+        layer_out.inputs.addmm_(y_bar.T, z)
+        layer_out.bias.add_(y_bar.sum(0))
+        z_bar.addmm_(y_bar, layer.inputs)
+        if layer.previous is not None and layer_out.previous is not None:
+            layer_out.previous.addmm_(y_bar.T, hidden.values[number - 1])
+            h_bar = torch.mm(y_bar, layer.previous, out=work(f"chain hbar{number}", rows, layer.previous.shape[1]))
+    return z_bar

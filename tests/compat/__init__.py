@@ -1,0 +1,1 @@
+"""Tests of the modules that carry other libraries' names."""
