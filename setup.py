@@ -21,7 +21,7 @@ CUDA = [
     "spconv-cu120>=2.3.6; python_version < '3.12' and platform_system == 'Linux'",
     "spconv-triton>=1.0; python_version >= '3.12'",
 ]
-TEST = ["pytest>=8", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.11"]
+TEST = ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.11"]
 BENCH = ["pytest-benchmark>=4", "matplotlib>=3.8"]
 # The readers so far need nothing beyond the core; the name is kept for those to come.
 DATA: list[str] = []

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from ponder_kernels._constants import DIRECTION_MIN, DISTANCE_LIMIT, PDF_EPS, WEIGHT_LIMIT
-from ponder_kernels.ray_sampling.spacing import clamp, place, slope
+from ponder_kernels.ray_sampling.spacing_kernels import clamp, place, slope
 
 _DIRECTION_MIN = tl.constexpr(DIRECTION_MIN)
 _DISTANCE_LIMIT = tl.constexpr(DISTANCE_LIMIT)

@@ -236,7 +236,9 @@ def _forward_plan(channels: int, layout: Layout, options: Options) -> Plan:
 
 def _backward_plan(channels: int, layout: Layout, options: Options, to_volume: bool, to_points: bool) -> Plan:
     plan = _forward_plan(channels, layout, options)
-    return Plan({**plan.constexprs, "TO_VOLUME": to_volume, "TO_POINTS": to_points})
+    # With few channels a tile is mostly corner arithmetic, of which a full one leaves too little room on sm_80.
+    blocks = block_sizes(channels, TILE // 2) if 1 < channels <= 4 else {}
+    return Plan({**plan.constexprs, "TO_VOLUME": to_volume, "TO_POINTS": to_points, **blocks})
 
 
 def _double_backward_plan(

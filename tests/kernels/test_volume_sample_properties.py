@@ -108,19 +108,23 @@ def in_double(*tensors: Tensor | None) -> list[Tensor | None]:
 
 
 @PROPERTY
-@given(case=cases())
-def test_values_and_first_derivatives(case, device):
+@given(case=cases(), differentiated=st.booleans())
+def test_values_and_first_derivatives(case, differentiated, device):
+    """Derivatives of every other case, for the sake of time."""
     volume, points = (t.detach().to(device).requires_grad_() for t in (case.volume, case.points))
     with determinism(case.deterministic):
         out = volume_sample(volume, points, **case.options._asdict(), backend="triton")
         upstream = rand(*out.shape, seed=case.seed).to(device)
-        got = torch.autograd.grad(out, (volume, points), upstream)
+        got = torch.autograd.grad(out, (volume, points), upstream) if differentiated else ()
     right_volume, right_points = (t.requires_grad_() for t in in_double(volume, points))
     right = volume_sample_reference(right_volume, right_points, *case.options)
-    want = torch.autograd.grad(right, (right_volume, right_points), upstream.cpu().double())
-    assert out.dtype == points.dtype and got[0].dtype == volume.dtype and got[1].dtype == points.dtype
-    size, n_points = max(volume.shape[2:]), points.shape[1]
+    assert out.dtype == points.dtype
     assert_near(out, right, largest(volume), 8, case, "value")
+    if not differentiated:
+        return
+    want = torch.autograd.grad(right, (right_volume, right_points), upstream.cpu().double())
+    assert got[0].dtype == volume.dtype and got[1].dtype == points.dtype
+    size, n_points = max(volume.shape[2:]), points.shape[1]
     assert_near(got[0], want[0], 1.0, 1 + 8 * n_points, case, "gradient of volume")
     assert_near(got[1], want[1], size * largest(volume), 8 * volume.shape[1], case, "gradient of points")
 
