@@ -73,10 +73,10 @@ def recomputed_gradients(
         wanted: for which of them a gradient is returned; None stands for the others.
         upstream: one gradient per output, None where the loss does not depend on it.
     """
-    # Views, so that a tensor given for two arguments keeps two gradients.
-    inputs = [None if x is None else x.view_as(x) for x in inputs]
-    sources = [x for x, want in zip(inputs, wanted, strict=True) if want and x is not None]
     with torch.enable_grad():
+        # Views, so that a tensor given for two arguments keeps two gradients.
+        inputs = [None if x is None else x.view_as(x) for x in inputs]
+        sources = [x for x, want in zip(inputs, wanted, strict=True) if want and x is not None]
         outputs = reference(*inputs)
         outputs = (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
         used = [(o, g) for o, g in zip(outputs, upstream, strict=True) if g is not None and o.requires_grad]

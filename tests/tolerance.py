@@ -62,7 +62,13 @@ def assert_close_to_reference(
 
 
 def assert_no_worse_than_torch(
-    actual: Tensor, single: Tensor, reference: Tensor, *, n_terms: int = 1, name: str = "value"
+    actual: Tensor,
+    single: Tensor,
+    reference: Tensor,
+    *,
+    n_terms: int = 1,
+    magnitude: float = 0.0,
+    name: str = "value",
 ) -> None:
     """Require each element to be as near to a float64 reference as twice the same formula in float32, plus rounding.
 
@@ -74,6 +80,7 @@ def assert_no_worse_than_torch(
         single: the formula evaluated in float32.
         reference: the formula evaluated in float64.
         n_terms: how many terms each value sums.
+        magnitude: sum of the terms' absolute values, where they may cancel.
         name: for the message.
     """
     assert actual.shape == reference.shape, f"{name}: shape {list(actual.shape)}, expected {list(reference.shape)}"
@@ -83,7 +90,7 @@ def assert_no_worse_than_torch(
         return
     got, other, want = got[comparable], other[comparable], want[comparable]
     rounding = SAFETY * torch.finfo(torch.float32).eps * math.sqrt(max(n_terms, 1))
-    allowed = 2 * (other - want).abs() + rounding * (want.abs() + want.abs().median())
+    allowed = 2 * (other - want).abs() + rounding * (want.abs() + want.abs().median() + magnitude)
     # A float32 result below the smallest normal number may be flushed to zero.
     allowed = allowed + torch.finfo(torch.float32).tiny
     excess = (got - want).abs() - allowed

@@ -13,8 +13,12 @@ DISPATCHED = (
     "alpha_from_density",
     "render_weights",
     "composite",
+    "intersect_aabb",
+    "stratified_edges",
+    "resample_edges",
+    "merge_edges",
 )
-TORCH_ONLY = ("intersect_aabb", "stratified_edges", "resample_edges", "sdf_field", "render_rays")
+TORCH_ONLY = ("sdf_field", "render_rays")
 
 
 def operator_backends(device: torch.device) -> dict[str, str]:

@@ -38,81 +38,98 @@ class Fault(NamedTuple):
     tests: tuple[str, ...]
 
 
-SDF_DENSITY = "ponder_kernels/sdf_density/kernels.py"
+WEIGHT, MASK, FACTOR = "wrong weight", "dropped mask", "lost chain factor"
+SAMPLE, DENSITY, COMPOSITE = (f"ponder_kernels/{n}/kernels.py" for n in ("volume_sample", "sdf_density", "composite"))
+RAYS, SPACING = (f"ponder_kernels/ray_sampling/{n}.py" for n in ("kernels", "spacing_kernels"))
 
 
-def _sdf_density(operator: str, kind: str, right: str, wrong: str) -> Fault:
-    tests = ("tests/kernels/test_sdf_density.py", "-k", operator)
-    return Fault(operator, kind, SDF_DENSITY, right, wrong, tests)
+def _with(tests: str, operator: str, *faults: tuple[str, str, str, str]) -> list[Fault]:
+    """Faults (kind, path, right, wrong) of one operator that the same tests must notice."""
+    return [Fault(operator, *fault, tuple(tests.split("|"))) for fault in faults]
 
 
-COMPOSITE = "ponder_kernels/composite/kernels.py"
-
-
-def _composite(operator: str, kind: str, right: str, wrong: str) -> Fault:
-    tests = (f"tests/kernels/test_composite.py::test_{operator}",)
-    return Fault(operator, kind, COMPOSITE, right, wrong, tests)
+def _density(operator: str, *faults: tuple[str, str, str]) -> list[Fault]:
+    tests = f"tests/kernels/test_sdf_density.py|-k|{operator}"
+    return _with(tests, operator, *((kind, DENSITY, right, wrong) for kind, right, wrong in faults))
 
 
 FAULTS = (
-    _composite("render_weights", "wrong weight", "weight = alpha * product", "weight = previous * product"),
-    _composite(
-        "render_weights",
-        "dropped mask",
-        "tl.store(grad_alpha_ptr + here, grad_alpha, mask=owned)",
-        "tl.store(grad_alpha_ptr + here, grad_alpha)",
+    *_with(
+        "tests/kernels/test_volume_sample.py|-k|test_options",
+        "volume_sample",
+        (WEIGHT, SAMPLE, "acc += (X[3 + dx] * wyz)[:, None] * value", "acc += (X[4 - dx] * wyz)[:, None] * value"),
+        (
+            MASK,
+            SAMPLE,
+            "tl.store(out_ptr + row[:, None] * C + c[None, :], acc, mask=live[:, None] & channels)",
+            "tl.store(out_ptr + row[:, None] * C + c[None, :], acc, mask=channels)",
+        ),
+        (FACTOR, SAMPLE, "sum_y += (wx * syz)[:, None] * gv", "sum_y += (wx * wyz)[:, None] * gv"),
     ),
-    _composite("render_weights", "lost chain factor", "offset += following * alpha_next", "offset += following"),
-    _composite(
-        "composite",
-        "wrong weight",
-        "acc += background * (1.0 - tl.sum(opacity, axis=0))",
-        "acc += background",
+    *_with(
+        "tests/kernels/test_volume_sample_orders.py",
+        "volume_sample",
+        ("lost chain factor of the curvature", SAMPLE, "curve = slope * slope * (6.0", "curve = slope * (6.0"),
     ),
-    _composite(
-        "composite",
-        "dropped mask",
-        "mask = live[:, None] & (c < C)[None, :]",
-        "mask = live[:, None] & (c >= 0)[None, :]",
-    ),
-    _composite(
-        "composite",
-        "lost chain factor",
-        "v -= tl.load(behind, mask=c < C, other=0.0).to(tl.float32)[None, :]",
-        "v -= 0.0",
-    ),
-    _sdf_density(
-        "neus_alpha", "wrong weight", "(p + _EPS)\n    alpha = tl.where", "(p + 2 * _EPS)\n    alpha = tl.where"
-    ),
-    _sdf_density(
+    *_density(
         "neus_alpha",
-        "dropped mask",
-        "tl.store(grad_delta_ptr + i, inv_s * across * slope * 0.5, mask=live)",
-        "tl.store(grad_delta_ptr + i, inv_s * across * slope * 0.5)",
+        (WEIGHT, "(p + _EPS)\n    alpha = tl", "(p + 2 * _EPS)\n    alpha = tl"),
+        (MASK, "inv_s * across * slope * 0.5, mask=live)", "inv_s * across * slope * 0.5)"),
+        (FACTOR, "across * delta * 0.5 * turn", "across * delta * 0.5"),
     ),
-    _sdf_density(
-        "neus_alpha", "lost chain factor", "inv_s * across * delta * 0.5 * turn", "inv_s * across * delta * 0.5"
-    ),
-    _sdf_density("laplace_density", "wrong weight", "half, 1.0 - half) / beta", "half, 1.0 - half * half) / beta"),
-    _sdf_density(
+    *_density(
         "laplace_density",
-        "dropped mask",
-        "tl.sum(tl.where(live, to_beta, 0.0), axis=0)",
-        "tl.sum(to_beta + tl.where(live, 0.0, 1.0), axis=0)",
+        (WEIGHT, "half, 1.0 - half) / beta", "half, 1.0 - half * half) / beta"),
+        (MASK, "tl.sum(tl.where(live, to_beta, 0.0), axis=0)", "tl.sum(to_beta + tl.where(live, 0.0, 1.0), axis=0)"),
+        (FACTOR, "g = g / (beta * beta)", "g = g / beta"),
     ),
-    _sdf_density("laplace_density", "lost chain factor", "g = g / (beta * beta)", "g = g / beta"),
-    _sdf_density("alpha_from_density", "wrong weight", "1.0 + small * (1.0 / 3.0)", "1.0 + small * (1.0 / 4.0)"),
-    _sdf_density(
+    *_density(
         "alpha_from_density",
-        "dropped mask",
-        "tl.store(out_ptr + i, -_expm1(-delta * density), mask=live)",
-        "tl.store(out_ptr + i, -_expm1(-delta * density))",
+        (WEIGHT, "1.0 + small * (1.0 / 3.0)", "1.0 + small * (1.0 / 4.0)"),
+        (MASK, "-_expm1(-delta * density), mask=live)", "-_expm1(-delta * density))"),
+        (FACTOR, "tl.store(grad_delta_ptr + i, scaled * density", "tl.store(grad_delta_ptr + i, scaled"),
     ),
-    _sdf_density(
-        "alpha_from_density",
-        "lost chain factor",
-        "tl.store(grad_delta_ptr + i, scaled * density, mask=live)",
-        "tl.store(grad_delta_ptr + i, scaled, mask=live)",
+    *_with(
+        "tests/kernels/test_composite.py::test_render_weights",
+        "render_weights",
+        (WEIGHT, COMPOSITE, "weight = alpha * product", "weight = previous * product"),
+        (MASK, COMPOSITE, "+ here, grad_alpha, mask=owned)", "+ here, grad_alpha)"),
+        (FACTOR, COMPOSITE, "offset += following * alpha_next", "offset += following"),
+    ),
+    *_with(
+        "tests/kernels/test_composite.py::test_composite",
+        "composite",
+        (WEIGHT, COMPOSITE, "acc += background * (1.0 - tl.sum(opacity, axis=0))", "acc += background"),
+        (MASK, COMPOSITE, "mask = live[:, None] & (c < C)[None, :]", "mask = live[:, None] & (c >= 0)[None, :]"),
+        (FACTOR, COMPOSITE, "v -= tl.load(behind, mask=c < C, other=0.0).to(tl.float32)[None, :]", "v -= 0.0"),
+    ),
+    *_with(
+        "tests/kernels/test_ray_sampling_kernels.py|-k|rays_of_every_number or boxes_broadcast",
+        "intersect_aabb",
+        ("wrong plane", RAYS, "into = (tl.where(ahead, lower, upper)", "into = (tl.where(ahead, upper, lower)"),
+        (MASK, RAYS, "tl.where(hit, far, 0.0), mask=live)", "tl.where(hit, far, 0.0))"),
+        (FACTOR, RAYS, "tl.where(to_near == 0.0, 0.0, to_entry * into)", "tl.where(to_near == 0.0, 0.0, to_entry)"),
+    ),
+    *_with(
+        "tests/kernels/test_ray_sampling_kernels.py|-k|test_spacings or strata_of_every_number",
+        "stratified_edges",
+        (WEIGHT, SPACING, "stop - v * length", "stop - u * length"),
+        (MASK, RAYS, "tl.store(out_ptr + i, t, mask=live)", "tl.store(out_ptr + i, t)"),
+        (FACTOR, RAYS, "slope(v, t, near, SPACING)", "v"),
+    ),
+    *_with(
+        "tests/kernels/test_ray_sampling.py|tests/kernels/test_ray_sampling_kernels.py|-k|resampling",
+        "resample_edges",
+        (WEIGHT, RAYS, "pad * (chosen + 1) - below", "pad * chosen - below"),
+        (MASK, RAYS, "tl.where(target == target, position, target), mask=live)", "position)"),
+        ("lost running sum", RAYS, "cdf = total + tl.cumsum(weight, axis=1)", "cdf = tl.cumsum(weight, axis=1)"),
+    ),
+    *_with(
+        "tests/kernels/test_ray_sampling.py|tests/kernels/test_ray_sampling_kernels.py|-k|merge or merging",
+        "merge_edges",
+        ("wrong order", RAYS, "((i < S) & _not_after(a, b))", "(i < S)"),
+        (MASK, RAYS, "tl.where(from_first, a, b), mask=live)", "tl.where(from_first, a, b))"),
+        (FACTOR, RAYS, "along % S + before", "before"),
     ),
 )
 
