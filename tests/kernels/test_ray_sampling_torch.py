@@ -7,7 +7,7 @@ import torch
 
 from ponder_kernels import intersect_aabb, merge_edges, resample_edges, stratified_edges
 from ponder_kernels.ray_sampling import SPACINGS
-from ponder_kernels.ray_sampling import op as op_module
+from ponder_kernels.ray_sampling import registered as op_module
 from ponder_kernels.ray_sampling.reference import (
     intersect_aabb_reference,
     merge_edges_reference,
