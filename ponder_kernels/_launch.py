@@ -1,4 +1,4 @@
-"""Host-side helpers of every operator: launch plans, compile signatures, costs, first-order autograd.
+"""Host-side helpers of every operator: launch plans, compile signatures, costs.
 
 Nothing here imports Triton, so the package works where Triton is not installed.
 """
@@ -6,13 +6,11 @@ Nothing here imports Triton, so the package works where Triton is not installed.
 from __future__ import annotations
 
 import contextlib
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
-from torch.autograd.function import FunctionCtx
 
 from ponder_kernels._backend import triton_interpreted
 
@@ -117,46 +115,3 @@ def launch(kernel: Any, grid: tuple[int, ...], plan: Plan, *args: object) -> Non
     on_device = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
     with on_device:
         kernel[grid](*args, **plan.constexprs, num_warps=plan.num_warps)
-
-
-class _RefuseSecondOrder(torch.autograd.Function):
-    """Identity on computed gradients whose own backward raises a clear error."""
-
-    @staticmethod
-    def forward(ctx: Any, message: str, n_gradients: int, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        ctx.message = message
-        return tuple(t.view_as(t) for t in tensors[:n_gradients])
-
-    @staticmethod
-    def backward(ctx: Any, *_: torch.Tensor) -> tuple[None, ...]:
-        raise RuntimeError(ctx.message)
-
-
-def first_order_only(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Decorate a Function's `backward` that cannot be differentiated again.
-
-    torch's once_differentiable hands out gradients that silently do not depend on the inputs when the
-    upstream gradient itself needs none (a sum, for instance); here every gradient made under
-    create_graph=True depends on the saved inputs, and going through it raises.
-    """
-    message = (
-        f"{name}: second derivatives are not available from the Triton kernels; "
-        "pass backend='torch' where a gradient is differentiated again"
-    )
-
-    def decorate(backward: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(backward)
-        def wrapper(ctx: FunctionCtx, *upstream: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-            with torch.no_grad():
-                gradients = backward(ctx, *upstream)
-            if not torch.is_grad_enabled():
-                return gradients
-            computed = [g for g in gradients if g is not None]
-            saved = [t for t in ctx.saved_tensors if t is not None]  # type: ignore[attr-defined]
-            sources = saved + [g for g in upstream if g is not None]
-            tracked = iter(_RefuseSecondOrder.apply(message, len(computed), *computed, *sources))
-            return tuple(None if g is None else next(tracked) for g in gradients)
-
-        return wrapper
-
-    return decorate

@@ -13,11 +13,13 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
+import random
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 # So that `from tests.tolerance import ...` works however pytest is started.
@@ -42,6 +44,14 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     skipped = [r for r in terminalreporter.stats.get("skipped", []) if "gpu" in r.keywords]
     if skipped:
         terminalreporter.write_line(f"{len(skipped)} GPU tests did not run (no CUDA device)")
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """The same numbers every time, whatever runs before and in whichever process."""
+    torch.manual_seed(0)
+    np.random.seed(0)
+    random.seed(0)
 
 
 @pytest.fixture

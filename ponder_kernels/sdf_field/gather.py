@@ -117,12 +117,6 @@ def gather_rows(rows: Tensor, bags: Tensor, weight: Tensor) -> Tensor:
     return torch.nn.functional.embedding_bag(bags, rows, per_sample_weights=weight.T.contiguous(), mode="sum")
 
 
-def gather_slopes(rows: Tensor, corners: Corners) -> tuple[Tensor, Tensor, Tensor]:
-    """Derivatives of the gathered features along x, y, z: three [M, C]."""
-    x, y, z = (gather_rows(rows, corners.bags, corners.slope[axis]) for axis in range(3))
-    return x, y, z
-
-
 class Scatter:
     """The transpose of `gather_rows` for one set of corners; the sort is shared by all scatters through it."""
 
@@ -138,7 +132,3 @@ class Scatter:
         return torch.nn.functional.embedding_bag(
             self.samples, values, self.offsets, per_sample_weights=ordered, mode="sum"
         )
-
-    def add(self, out: Tensor, weight: Tensor, values: Tensor) -> None:
-        """out[index[k, m]] += weight[k, m] * values[m], in place on [V, C]."""
-        out.index_add_(0, self.rows, self.sums(weight, values))

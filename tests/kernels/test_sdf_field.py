@@ -40,7 +40,8 @@ def test_value_gradient_and_their_derivatives(shape: Shape, align_corners: bool,
     options = {"align_corners": align_corners, "padding": padding, "with_points": shape.points}
     found = sdf_field(case.volumes, layers, points.detach(), case.box, **options)
     assert_close_to_reference(found.sdf, truth.detach(), 50, name="sdf")
-    assert_close_to_reference(found.gradient, slope.detach(), 50, name="gradient")
+    # The gradient passes through the slope of softplus, which turns with sharpness 100.
+    assert_close_to_reference(found.gradient, slope.detach(), 50, scale=16, name="gradient")
     value_only = sdf_field(case.volumes, layers, points.detach(), case.box, gradient=False, **options)
     assert value_only.gradient is None
     assert_close_to_reference(value_only.sdf, truth.detach(), 50)
@@ -61,7 +62,8 @@ def test_scatter_is_the_transpose_of_gather() -> None:
     index, weight = torch.randint(30, (8, 11)), torch.randn(8, 11, dtype=torch.float64)
     values = torch.randn(11, 4, dtype=torch.float64)
     out = torch.zeros_like(rows)
-    Scatter(index).add(out, weight, values)
+    scatter = Scatter(index)
+    out.index_add_(0, scatter.rows, scatter.sums(weight, values))
     assert_close_to_reference((out * rows).sum(), (gather_rows(rows, index.T.contiguous(), weight) * values).sum(), 88)
 
 
