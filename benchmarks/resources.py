@@ -29,6 +29,8 @@ PACKAGES = (
     "ponder_kernels.sdf_density",
     "ponder_kernels.composite",
     "ponder_kernels.ray_sampling",
+    "ponder_kernels.sdf_field",
+    "ponder_kernels.render",
 )
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -39,6 +41,8 @@ TARGETS = {
 }
 TABLE = Path(__file__).parent / "results" / "resources.md"
 CUDA_USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)")
+# Matrix instructions in machine code: warp-level (HMMA), warpgroup-level (HGMMA), fifth generation (UTC*MMA).
+TENSOR_CORES = re.compile(r"\b(?:HMMA|HGMMA|UTC\w*MMA)\b")
 HIP_USAGE = re.compile(r"^\s*\.(vgpr_count|vgpr_spill_count|private_segment_fixed_size):\s*(\d+)", re.MULTILINE)
 
 
@@ -52,17 +56,21 @@ def entry_kernels(package: str) -> dict[str, list[str]]:
 
 
 def cuda_usage(cubin: bytes, shared: int) -> dict[str, int]:
-    """Registers and spilled bytes of the kernel in a cubin, by the cuobjdump that comes with Triton."""
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    """Registers, spilled bytes and matrix instructions of the kernel in a cubin, by the tools that come with Triton."""
+    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(cubin)
-        text = subprocess.run([tool, "--dump-resource-usage", path], check=True, capture_output=True, text=True).stdout
-    found = CUDA_USAGE.search(text)
+        usage, code = (
+            subprocess.run([*command, path], check=True, capture_output=True, text=True).stdout
+            for command in ((tools / "cuobjdump", "--dump-resource-usage"), (tools / "nvdisasm", "-c"))
+        )
+    found = CUDA_USAGE.search(usage)
     if found is None:
-        raise RuntimeError(f"no resource usage in: {text!r}")
+        raise RuntimeError(f"no resource usage in: {usage!r}")
     registers, stack, local = map(int, found.groups())
-    return {"registers": registers, "spill": stack + local, "shared": shared}
+    matrix = len(TENSOR_CORES.findall(code))
+    return {"registers": registers, "spill": stack + local, "shared": shared, "matrix": matrix}
 
 
 def hip_usage(assembly: str, shared: int) -> dict[str, int]:
@@ -95,8 +103,9 @@ def compile_all(packages: list[str], targets: list[str]) -> list[dict[str, Any]]
     jobs = [
         (package, index, target)
         for package in packages
-        for index in range(len(importlib.import_module(f"{package}.op").specialisations()))
+        for index, form in enumerate(importlib.import_module(f"{package}.op").specialisations())
         for target in targets
+        if form.backend in (None, TARGETS[target].backend)
     ]
     with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         return list(pool.map(compile_one, *zip(*jobs, strict=True), chunksize=4))
@@ -122,7 +131,7 @@ def markdown(results: list[dict[str, Any]]) -> str:
         lines.append("| --- |" + " --- |" * len(targets))
         for (owner, label), usage in forms.items():
             if owner == package:
-                lines.append(f"| `{label}` | {' | '.join(usage[t] for t in targets)} |")
+                lines.append(f"| `{label}` | {' | '.join(usage.get(t, '') for t in targets)} |")
     return "\n".join(lines) + "\n"
 
 

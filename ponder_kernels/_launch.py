@@ -41,6 +41,7 @@ class Specialisation:
         constexprs: values of the constexpr arguments, those that Triton makes constant (stride 1) included.
         num_warps: warps per program.
         aligned: arguments that are multiples of 16: pointers (bytes) and integers.
+        backend: "cuda" or "hip" where the form is launched on one kind of GPU only, else None.
     """
 
     kernel: Any
@@ -48,6 +49,7 @@ class Specialisation:
     constexprs: Mapping[str, int | bool]
     num_warps: int
     aligned: Sequence[str]
+    backend: str | None = None
 
     @property
     def label(self) -> str:
@@ -83,6 +85,7 @@ def specialise(
     floats: Sequence[str] = (),
     ones: Sequence[str] = (),
     aligned: Sequence[str] = (),
+    backend: str | None = None,
 ) -> Specialisation:
     """Describe one compiled form of `kernel` launched with `plan`.
 
@@ -102,7 +105,7 @@ def specialise(
             signature[name] = "fp32" if name in floats else "i32"
     ordered = {name: constexprs[name] for name in kernel.arg_names if name in constexprs}
     pointer_names = [name for name, kind in signature.items() if kind.startswith("*")]
-    return Specialisation(kernel, signature, ordered, plan.num_warps, (*pointer_names, *aligned))
+    return Specialisation(kernel, signature, ordered, plan.num_warps, (*pointer_names, *aligned), backend)
 
 
 def launch(kernel: Any, grid: tuple[int, ...], plan: Plan, *args: object) -> None:

@@ -49,24 +49,29 @@ class Decoder(nn.Module):
             self.fc_p = nn.Linear(3, hidden)
 
     def layers(self, points: bool = False) -> tuple[Layer, ...]:
-        """Affine layers on [x, points]; `points` appends the columns of the points, zeros where they have no weight."""
-        found = []
-        for number in range(self.n_blocks + 1):
-            outer: nn.Linear = getattr(self, f"lin{number}")
-            inner = self.fc_c[number]
-            assert isinstance(inner, nn.Linear)
-            inputs: Tensor = inner.weight
-            bias: Tensor = inner.bias
-            if number == 0 and not self.points_factor and hasattr(self, "fc_p"):
-                bias = bias + 0.0 * (self.fc_p.weight.sum(1) + self.fc_p.bias)
-            if points:
-                own = inputs.new_zeros(inputs.shape[0], 3)
-                if number == 0 and self.points_factor:
-                    own, bias = self.fc_p.weight * self.points_factor, bias + self.fc_p.bias * self.points_factor
-                inputs = torch.cat([inputs, own], 1)
-            previous = None if number == 0 else outer.weight
-            found.append(Layer(previous, outer.weight @ inputs, outer.weight @ bias + outer.bias))
-        return tuple(found)
+        """Affine layers on [x, points]; `points` appends the columns of the points, zeros where they have no weight.
+
+        The products of weights stay in their own precision under autocast: rounding them to half shifts the surface.
+        """
+        with torch.autocast(next(self.parameters()).device.type, enabled=False):
+            return tuple(self._layer(number, points) for number in range(self.n_blocks + 1))
+
+    def _layer(self, number: int, points: bool) -> Layer:
+        """`lin` after `fc_c`, multiplied out."""
+        outer: nn.Linear = getattr(self, f"lin{number}")
+        inner = self.fc_c[number]
+        assert isinstance(inner, nn.Linear)
+        inputs: Tensor = inner.weight
+        bias: Tensor = inner.bias
+        if number == 0 and not self.points_factor and hasattr(self, "fc_p"):
+            bias = bias + 0.0 * (self.fc_p.weight.sum(1) + self.fc_p.bias)
+        if points:
+            own = inputs.new_zeros(inputs.shape[0], 3)
+            if number == 0 and self.points_factor:
+                own, bias = self.fc_p.weight * self.points_factor, bias + self.fc_p.bias * self.points_factor
+            inputs = torch.cat([inputs, own], 1)
+        previous = None if number == 0 else outer.weight
+        return Layer(previous, outer.weight @ inputs, outer.weight @ bias + outer.bias)
 
 
 class Field(nn.Module):

@@ -49,8 +49,8 @@ class Settings:
         normal_floor: smallest norm that a gradient is divided by.
         truncation: half width of the supervised band.
         points: whether points are appended to the features.
-        sigmoid: per head, whether its output passes a sigmoid.
-        carry: whether the blocks of the heads are composited.
+        activations: per head, what its output passes; names in `heads.ACTIVATIONS`.
+        carry: whether the blocks of the heads are composited, for layers applied per ray.
     """
 
     model: str
@@ -59,12 +59,12 @@ class Settings:
     normal_floor: float
     truncation: float
     points: bool
-    sigmoid: tuple[bool, ...]
+    activations: tuple[str, ...]
     carry: bool
 
 
 class Field(NamedTuple):
-    """What the rays are rendered from; the SDF chain is scaled and ends in one row."""
+    """What the rays are rendered from; the SDF chain is scaled and ends in one row, heads are those per sample."""
 
     volumes: list[SplitVolume]
     sdf: Chain
@@ -150,16 +150,13 @@ class Renderer:
         last = decoded.hidden.values[-1] if decoded.hidden.values else decoded.z[:, :0]
         return [gradient, decoded.second, last, decoded.z]
 
-    def heads(
-        self, blocks: Sequence[Tensor], directions: Tensor, samples: int
-    ) -> tuple[list[Tensor], list[list[Tensor]]]:
-        """Outputs [M, O] of the heads and the activations of their hidden layers."""
-        outputs, activations = [], []
-        for number, (head, sigmoid) in enumerate(zip(self.field.heads, self.settings.sigmoid, strict=True)):
-            y, hidden = head_forward(head, blocks, directions, samples, self.work, f"head{number}")
-            outputs.append(y.sigmoid_() if sigmoid else y)
-            activations.append(hidden)
-        return outputs, activations
+    def heads(self, blocks: Sequence[Tensor], directions: Tensor, samples: int) -> list[tuple[Tensor, list[Tensor]]]:
+        """Output [M, O] and activations of the hidden layers of every head."""
+        pairs = zip(self.field.heads, self.settings.activations, strict=True)
+        return [
+            head_forward(head, activation, blocks, directions, samples, self.work, f"head{number}")
+            for number, (head, activation) in enumerate(pairs)
+        ]
 
     def opacity(self, rays: Rays, frame: Frame, sdf: Tensor, gradient: Tensor) -> tuple[Opacity, Tensor]:
         """The opacity model of a chunk and its weights [R, S]."""
@@ -185,7 +182,7 @@ class Renderer:
         flat = self.gradient(frame, decoded)
         gradient = flat.view(*shape, 3)
         blocks = self.blocks(decoded, flat)
-        outputs, _ = self.heads(blocks, rays.directions, shape[1])
+        outputs = [output for output, _ in self.heads(blocks, rays.directions, shape[1])]
         _, weights = self.opacity(rays, frame, sdf, gradient)
         position = frame.position.unsqueeze(-1)
         values = [position, torch.ones_like(position), self.unit(gradient)[0], *(o.view(*shape, -1) for o in outputs)]
@@ -274,7 +271,8 @@ def render_backward(renderer: Renderer, rays: Rays, sdf: Tensor, gradient: Tenso
     shape = frame.position.shape
     decoded = renderer.decode(frame)
     blocks = renderer.blocks(decoded, gradient.reshape(-1, 3))
-    outputs, activations = renderer.heads(blocks, rays.directions, shape[1])
+    heads = renderer.heads(blocks, rays.directions, shape[1])
+    outputs = [output for output, _ in heads]
     sample = _composite_backward(renderer, rays, frame, sdf, gradient, outputs, blocks, bar, out)
 
     rows = blocks[0].shape[0]
@@ -293,14 +291,10 @@ def render_backward(renderer: Renderer, rays: Rays, sdf: Tensor, gradient: Tenso
         else:
             torch.mul(sample.weights.unsqueeze(-1), carried[number].unsqueeze(1), out=view)
     start = OUTPUTS
-    for head, head_out, sigmoid, output, hidden in zip(
-        field.heads, out.heads, settings.sigmoid, outputs, activations, strict=True
-    ):
-        width = output.shape[1]
-        y_bar = (sample.weights.unsqueeze(-1) * bar.sums[:, None, start : start + width]).view(-1, width)
-        if sigmoid:
-            y_bar = y_bar * output * (1 - output)
-        head_backward(head, blocks, rays.directions, hidden, y_bar, blocks_bar, head_out)
+    for head, head_out, activation, found in zip(field.heads, out.heads, settings.activations, heads, strict=True):
+        width = found[0].shape[1]
+        head_bar = (sample.weights.unsqueeze(-1) * bar.sums[:, None, start : start + width]).view(-1, width)
+        head_backward(head, activation, blocks, rays.directions, found, head_bar, blocks_bar, head_out)
         start += width
 
     along = blocks_bar[GRADIENT]
@@ -364,10 +358,11 @@ def _composite_backward(
     radial = unit * (unit * unit_bar).sum(-1, keepdim=True) * (norm > settings.normal_floor)
     gradient_bar += (unit_bar - radial) / norm
     length = torch.linalg.vector_norm(gradient, dim=-1, keepdim=True)
-    stretch = 2 * (length - 1) / length.clamp_min(torch.finfo(length.dtype).tiny)
+    # Of a zero gradient the direction is 0; the division comes first, for 1 / tiny times anything may overflow.
+    stretch = 2 * (length - 1) * (gradient / length.clamp_min(torch.finfo(length.dtype).tiny))
     if rays.hit is not None:
         stretch = stretch * rays.hit[:, None, None]
-    gradient_bar += bar.losses[0] * stretch * gradient
+    gradient_bar += bar.losses[0] * stretch
     goal = sample_targets(RayTargets(rays.ray_depth, rays.slope, settings.truncation), frame.position, rays.hit)
     sdf_bar = sdf_bar - bar.losses[1] * ((sdf < settings.truncation) & goal.front)
     sdf_bar += bar.losses[2] * torch.sign(sdf - goal.sdf) * goal.band

@@ -2,13 +2,14 @@
 
 Such a head sees, per sample, the SDF gradient n, the volume's second channel half f2, the geometry features of the SDF
 decoder and the ray's direction d. The geometry features are affine in the SDF decoder's last activation h and its input
-z, so they are never computed: every layer acts on the blocks (n, f2, h, z) directly. A head without any activation
-commutes with the weighted sum along the ray: its blocks are composited, and it is applied once per ray.
+z, so they are never computed: every layer acts on the blocks (n, f2, h, z) directly. The last layer of a head without
+activation at its end commutes with the weighted sum along the ray: what it reads, the blocks and the last hidden
+activation q, is composited, and it is applied once per ray. Nothing as wide as its output is made per sample then.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -37,6 +38,37 @@ class HeadLayer(NamedTuple):
 
 
 Head = tuple[HeadLayer, ...]
+
+
+class Activation(NamedTuple):
+    """What follows the last layer that is evaluated per sample: in place, and its derivative from its output."""
+
+    apply: Callable[[Tensor], Tensor]
+    slope: Callable[[Tensor], Tensor]
+
+
+# A head without activation at its end is handed over without its last layer, so there is always one.
+ACTIVATIONS = {
+    "relu": Activation(torch.relu_, lambda y: y > 0),
+    "sigmoid": Activation(torch.sigmoid_, lambda y: y * (1 - y)),
+}
+
+
+class SplitHead(NamedTuple):
+    """A head in two parts: layers evaluated per sample (maybe none), and the affine one after compositing, if any."""
+
+    per_sample: Head
+    per_ray: HeadLayer | None
+
+    @property
+    def activation(self) -> str:
+        """What follows the layers per sample, one of ACTIVATIONS."""
+        return "sigmoid" if self.per_ray is None else "relu"
+
+
+def split_head(head: Head, sigmoid: bool) -> SplitHead:
+    """Set the last layer of a head apart where no activation follows it."""
+    return SplitHead(head, None) if sigmoid else SplitHead(head[:-1], head[-1])
 
 
 def collapse_head(
@@ -75,7 +107,7 @@ def collapse_head(
 
 
 def head_forward(
-    head: Head, blocks: Sequence[Tensor], directions: Tensor, samples: int, work: Workspace, name: str
+    head: Head, activation: str, blocks: Sequence[Tensor], directions: Tensor, samples: int, work: Workspace, name: str
 ) -> tuple[Tensor, list[Tensor]]:
     """Output [M, O] of a head and the activations of its hidden layers, for blocks [M, ...] and directions [R, 3]."""
     rows = blocks[0].shape[0]
@@ -93,20 +125,26 @@ def head_forward(
             y.addmm_(activations[-1], layer.previous.T)
         if number < len(head) - 1:
             activations.append(y.relu_())
-    return y, activations
+    return ACTIVATIONS[activation].apply(y), activations
 
 
 def head_backward(
     head: Head,
+    activation: str,
     blocks: Sequence[Tensor],
     directions: Tensor,
-    activations: list[Tensor],
-    y_bar: Tensor,
+    forward: tuple[Tensor, list[Tensor]],
+    output_bar: Tensor,
     blocks_bar: Sequence[Tensor | None],
     out: Head,
 ) -> None:
-    """Add the derivatives by every weight to `out` and by every block to `blocks_bar`."""
+    """Add the derivatives by every weight to `out` and by every block to `blocks_bar`.
+
+    `forward` is what `head_forward` gave; `output_bar` [M, O], the derivative by the output, is overwritten.
+    """
     rays = directions.shape[0]
+    output, activations = forward
+    y_bar = output_bar.mul_(ACTIVATIONS[activation].slope(output))
     for number in reversed(range(len(head))):
         layer, layer_out = head[number], out[number]
         per_ray = y_bar.view(rays, -1, y_bar.shape[1]).sum(1)
@@ -123,19 +161,29 @@ def head_backward(
             y_bar = torch.mm(y_bar, layer.previous).mul_(before > 0)
 
 
-def apply_per_ray(layer: HeadLayer, composited: Sequence[Tensor], directions: Tensor, opacity: Tensor) -> Tensor:
-    """An affine head after compositing: sum_i w_i (W x_i + D d + b) = W sum_i w_i x_i + (D d + b) sum_i w_i.
+def apply_per_ray(
+    layer: HeadLayer, hidden: Tensor, blocks: Sequence[Tensor], directions: Tensor, opacity: Tensor
+) -> Tensor:
+    """A head's last layer after compositing.
+
+    sum_i w_i (P q_i + W x_i + D d + b) = P sum_i w_i q_i + W sum_i w_i x_i + (D d + b) sum_i w_i.
 
     Args:
-        layer: the head's only layer.
-        composited: weighted sums [..., *] of the blocks.
+        layer: the layer.
+        hidden: weighted sum [..., P] of the last hidden activation q; not read where the layer is the only one.
+        blocks: weighted sums [..., *] of the blocks x.
         directions: [..., 3].
         opacity: [...] sum of the weights.
+
+    Returns:
+        [..., O].
     """
     # Products of per-ray numbers, so that autograd keeps no tensor as wide as the output.
     total = opacity.unsqueeze(-1)
     out = total * layer.bias + (directions * total) @ layer.direction.T
-    for block, weight in zip(composited, layer.blocks, strict=True):
+    if layer.previous is not None:
+        out = out + hidden @ layer.previous.T
+    for block, weight in zip(blocks, layer.blocks, strict=True):
         if weight.shape[1]:
             out = out + block @ weight.T
     return out

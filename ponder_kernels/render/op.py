@@ -19,17 +19,22 @@ from ponder_kernels.render.chunk import (
     OUTPUTS,
     Normalisation,
 )
-from ponder_kernels.render.heads import Head, apply_per_ray, collapse_head
+from ponder_kernels.render.heads import Head, SplitHead, apply_per_ray, collapse_head, split_head
 from ponder_kernels.render.opacity import MODELS
+from ponder_kernels.render.ray_opacity import specialisations
 from ponder_kernels.render.registered import pack, render_sums
 from ponder_kernels.render.samples import sample_targets
 from ponder_kernels.render.types import FieldWeights, RayTargets, RenderedRays, SampleOutputs
 from ponder_kernels.sdf_field.chain import Chain, Layer, check_chain, scaled
+from ponder_kernels.sdf_field.fused import fused_precision
 from ponder_kernels.sdf_field.op import check_volumes, first_channels
 
 # Bytes of one [samples, width] buffer of a chunk. About a dozen live at once, and on a CPU they should stay in the
 # second-level cache.
 CHUNK_BYTES = 1 << 20
+# The same for the Triton kernels, whose buffers of a chunk take about 4 times this in all: enough samples to fill a
+# GPU, few enough that its second-level cache helps.
+FUSED_CHUNK_BYTES = 1 << 25
 
 
 def _check_rays(batch: int, origins: Tensor, directions: Tensor, edges: Tensor) -> dict[str, int]:
@@ -104,7 +109,9 @@ def render_rays(
     normalise: Normalisation | None = None,
     normal_floor: float = NORMAL_FLOOR,
     per_sample: bool = False,
-    chunk_bytes: int = CHUNK_BYTES,
+    chunk_bytes: int | None = None,
+    backend: str = "auto",
+    precision: str = "tf32",
 ) -> RenderedRays:
     """Render rays through feature volumes, and reduce the geometric loss terms on the way.
 
@@ -131,7 +138,11 @@ def render_rays(
         normalise: map from points to the coordinates of `box`; SDF gradients are with respect to these then.
         normal_floor: unit normals are gradient / max(|gradient|, floor).
         per_sample: whether to return weights, SDF and gradients of all samples.
-        chunk_bytes: size of one working buffer; about a dozen are alive at once.
+        chunk_bytes: size of one working buffer, of which about a dozen are alive at once (with Triton, about 4). None:
+            1 MiB, with Triton 32 MiB.
+        backend: "auto", "triton" or "torch". The Triton kernels take float32 rays, one volume and SDF decoders of up to
+            128 inputs and 128 hidden units in all; "auto" takes them on a GPU where they fit.
+        precision: of the kernels' matrix products, whose sums are float32: "tf32", "tf32x3", "bf16" or "ieee".
 
     Returns:
         RenderedRays.
@@ -152,7 +163,7 @@ def render_rays(
     )
     _check.choice("opacity", opacity, MODELS)
     _check.choice("sample_at", sample_at, ("middle", "start"))
-    if chunk_bytes < 1:
+    if chunk_bytes is not None and chunk_bytes < 1:
         raise ValueError(f"chunk_bytes: expected a positive number, got {chunk_bytes}")
     if hit is not None:
         _check.shape("hit", hit, "B R", sizes)
@@ -161,25 +172,30 @@ def render_rays(
     _check.shape("targets.slope", goal.slope, "B R", sizes)
 
     chain, heads = _collapse(field, widths)
-    late = [len(h) == 1 and not w.sigmoid for h, w in zip(heads, field.heads, strict=True)]
-    early = tuple(h for h, is_late in zip(heads, late, strict=True) if not is_late)
-    weights, layers = pack(chain, early)
+    cast = [v.to(origins.dtype) for v, _ in volumes]
+    used = fused_precision(backend, precision, chain, cast, origins)
+    if chunk_bytes is None:
+        chunk_bytes = CHUNK_BYTES if used is None else FUSED_CHUNK_BYTES
+    split = [split_head(head, weights.sigmoid) for head, weights in zip(heads, field.heads, strict=True)]
+    sampled = [head for head in split if head.per_sample]
+    weights, layers = pack(chain, [head.per_sample for head in sampled])
+    # Every layer has columns on the gradient, so one applied per ray needs the blocks.
+    carry = any(head.per_ray is not None for head in split)
     *affine, snap = IDENTITY if normalise is None else normalise
     numbers = [float(cos_anneal_ratio), normal_floor, float(goal.truncation), *affine, float(snap)]
     last = chain[-1].previous
     carried = [3, widths.second, 0 if last is None else last.shape[1], widths.first + widths.points]
-    outputs = [h[-1].bias.shape[0] for h in early]
     batch, count = sizes["B"], sizes["R"]
     found = render_sums(
-        [v.to(origins.dtype) for v, _ in volumes], weights, sharpness, origins.detach(), directions.detach(),
+        cast, weights, sharpness, origins.detach(), directions.detach(),
         edges.detach(), box.to(origins.dtype), hit, goal.ray_depth, goal.slope, layers,
-        [w.sigmoid for w, is_late in zip(field.heads, late, strict=True) if not is_late], opacity, padding,
-        align_corners, sample_at == "middle", field.points, any(late), numbers, chunk_bytes,
+        [head.activation for head in sampled], opacity, padding, align_corners, sample_at == "middle", field.points,
+        carry, numbers, chunk_bytes, used or "",
     )  # fmt: skip
     sums = found[0].view(batch, count, found[0].shape[1])
     means = found[1] / _counts(goal, edges, hit, sample_at == "middle")
     samples = SampleOutputs(*(v.view(batch, count, *v.shape[1:]) for v in found[2:])) if per_sample else None
-    rendered = _outputs(heads, late, sums, outputs, carried, directions)
+    rendered = _outputs(split, sums, carried if carry else [], directions)
     depth = sums[..., DEPTH] / (sums[..., OPACITY] + DEPTH_EPS)
     eikonal, free_space, band = means.unbind()
     opacities, normal = sums[..., OPACITY], sums[..., NORMAL:OUTPUTS]
@@ -187,19 +203,15 @@ def render_rays(
 
 
 def _outputs(
-    heads: Sequence[Head],
-    late: Sequence[bool],
-    sums: Tensor,
-    widths: Sequence[int],
-    carried: Sequence[int],
-    directions: Tensor,
+    heads: Sequence[SplitHead], sums: Tensor, carried: Sequence[int], directions: Tensor
 ) -> tuple[Tensor, ...]:
-    """[B, R, O] of every head, those without activation from the composited blocks."""
-    early = iter(sums[..., OUTPUTS : OUTPUTS + sum(widths)].split(list(widths), -1))
-    blocks = sums[..., OUTPUTS + sum(widths) :].split(list(carried), -1) if any(late) else ()
+    """[B, R, O] of every head, from composited outputs or, for a last layer per ray, what that layer reads."""
+    widths = [head.per_sample[-1].bias.shape[0] if head.per_sample else 0 for head in heads]
+    *composited, rest = sums[..., OUTPUTS:].split([*widths, sum(carried)], -1)
+    blocks = rest.split(list(carried), -1)
     return tuple(
-        apply_per_ray(head[0], blocks, directions, sums[..., OPACITY]) if is_late else next(early)
-        for head, is_late in zip(heads, late, strict=True)
+        value if head.per_ray is None else apply_per_ray(head.per_ray, value, blocks, directions, sums[..., OPACITY])
+        for head, value in zip(heads, composited, strict=True)
     )
 
 
@@ -212,4 +224,4 @@ def _counts(targets: RayTargets, edges: Tensor, hit: Tensor | None, middles: boo
     return counts.clamp_min(1).to(edges.dtype)
 
 
-__all__ = ["CHUNK_BYTES", "render_rays"]
+__all__ = ["CHUNK_BYTES", "render_rays", "specialisations"]

@@ -1,7 +1,8 @@
 """The renderer as two functions of tensors, registered with torch.library: sums along rays, and their derivatives.
 
-The decoders arrive as one list of tensors; `layers` says how many belong to the SDF and to each head. Everything else
-that shapes the result is a number or a string, so that torch.compile sees one node.
+The decoders arrive as one list of tensors; `layers` says how many belong to the SDF and to each head, `activations`
+what each head ends in. Heads without an activation at their end arrive without their last layer (see heads.py).
+Everything else that shapes the result is a number or a string, so that torch.compile sees one node.
 """
 
 from __future__ import annotations
@@ -25,15 +26,17 @@ from ponder_kernels.render.chunk import (
     Settings,
     render_backward,
 )
+from ponder_kernels.render.fused import FusedRenderer
 from ponder_kernels.render.heads import Head, HeadLayer
 from ponder_kernels.sdf_field.chain import Chain, Layer, flatten
-from ponder_kernels.sdf_field.gather import VolumeGeometry
+from ponder_kernels.sdf_field.gather import VolumeGeometry, volume_rows
 from ponder_kernels.sdf_field.volumes import SplitVolume, VolumeGradient, split_volume
 
 INPUTS = (
     "Tensor[] volumes, Tensor[] weights, Tensor sharpness, Tensor origins, Tensor directions, Tensor edges, "
-    "Tensor box, Tensor? hit, Tensor ray_depth, Tensor slope, int[] layers, bool[] sigmoid, str opacity, str padding, "
-    "bool align_corners, bool middles, bool points, bool carry, float[] numbers, int chunk_bytes"
+    "Tensor box, Tensor? hit, Tensor ray_depth, Tensor slope, int[] layers, str[] activations, str opacity, "
+    "str padding, bool align_corners, bool middles, bool points, bool carry, float[] numbers, int chunk_bytes, "
+    "str precision"
 )
 
 
@@ -79,7 +82,7 @@ def _unpack(weights: Sequence[Tensor], layers: Sequence[int]) -> tuple[Chain, tu
 
 
 class _Call(NamedTuple):
-    """The arguments of `INPUTS`, by name."""
+    """The arguments of `INPUTS`, by name; `precision` is that of the Triton kernels, empty without them."""
 
     volumes: Sequence[Tensor]
     weights: Sequence[Tensor]
@@ -92,7 +95,7 @@ class _Call(NamedTuple):
     ray_depth: Tensor
     slope: Tensor
     layers: Sequence[int]
-    sigmoid: Sequence[bool]
+    activations: Sequence[str]
     opacity: str
     padding: str
     align_corners: bool
@@ -101,6 +104,7 @@ class _Call(NamedTuple):
     carry: bool
     numbers: Sequence[float]
     chunk_bytes: int
+    precision: str
 
     def decoders(self) -> tuple[Chain, tuple[Head, ...]]:
         """The decoders' layers."""
@@ -135,22 +139,39 @@ class _Call(NamedTuple):
         edges = self.edges.reshape(batch * count, self.edges.shape[2])
         return Rays(self.origins.reshape(-1, 3), self.directions.reshape(-1, 3), edges, scene, *rest)
 
-    def renderer(self) -> Renderer:
-        """What renders the chunks."""
-        chain, heads = self.decoders()
+    def settings(self) -> Settings:
+        """Options of the renderer."""
         numbers = Numbers(*self.numbers)
-        settings = Settings(
+        return Settings(
             self.opacity,
             self.middles,
             numbers.cos_anneal_ratio,
             numbers.normal_floor,
             numbers.truncation,
             self.points,
-            tuple(self.sigmoid),
+            tuple(self.activations),
             self.carry,
         )
-        field = Field(self.split(chain), chain, heads, self.sharpness)
-        return Renderer(field, settings, Normalisation(*numbers[3:7], bool(numbers.snap)))
+
+    def normalise(self) -> Normalisation:
+        """Map from points to the coordinates of the box."""
+        numbers = Numbers(*self.numbers)
+        return Normalisation(*numbers[3:7], bool(numbers.snap))
+
+    def field(self) -> Field:
+        """What the rays are rendered from."""
+        chain, heads = self.decoders()
+        return Field(self.split(chain), chain, heads, self.sharpness)
+
+    def renderer(self) -> Renderer:
+        """What renders the chunks with torch operations."""
+        return Renderer(self.field(), self.settings(), self.normalise())
+
+    def fused(self, rays: Rays) -> FusedRenderer:
+        """What renders the chunks with Triton kernels."""
+        rows = volume_rows(self.volumes[0]).contiguous()
+        rays = Rays(*(None if v is None else v.contiguous() for v in rays))  # type: ignore[arg-type]
+        return FusedRenderer(self.field(), rows, self.settings(), self.normalise(), self.precision, rays)
 
     def chunks(self, rays: int) -> list[slice]:
         """Which rays are rendered at once."""
@@ -175,7 +196,14 @@ def render_sums(*arguments: Any) -> tuple[Tensor, ...]:
     call = _Call(*arguments)
     sums, losses, weights, sdf, gradient = _fake_sums(*arguments)
     losses.zero_()
-    rays, renderer = call.rays(), call.renderer()
+    rays = call.rays()
+    if call.precision:
+        fused = call.fused(rays)
+        for part in fused.chunks(call.chunk_bytes):
+            loss, weights[part] = fused.forward(part, sums[part], sdf[part], gradient[part])
+            losses += loss
+        return sums, losses, weights, sdf, gradient
+    renderer = call.renderer()
     for part in call.chunks(sdf.shape[0]):
         found = renderer.forward(rays.part(part), sums[part])
         losses += found[0]
@@ -199,20 +227,46 @@ def render_gradients(*arguments: Any) -> tuple[list[Tensor], list[Tensor], Tenso
     """Derivatives by the volumes (channels last), the decoders and the sharpness."""
     upstream, sdf, gradient = arguments[:5], arguments[5], arguments[6]
     call = _Call(*arguments[7:])
-    rays, renderer = call.rays(), call.renderer()
-    field = renderer.field
     chain, heads = _unpack([torch.zeros_like(w) for w in call.weights], call.layers)
-    out = FieldBar([VolumeGradient(v) for v in field.volumes], chain, heads, torch.zeros_like(call.sharpness))
-    sums_bar, losses_bar, *sample_bars = upstream
-    if sums_bar is None:
-        sums_bar = sdf.new_zeros(sdf.shape[0], call.width())
-    if losses_bar is None:
-        losses_bar = sdf.new_zeros(LOSS_SUMS)
+    run = _fused_gradients if call.precision else _torch_gradients
+    volumes, sharpness = run(call, _upstream(call, sdf, upstream), sdf, gradient, chain, heads)
+    return volumes, flatten((chain, heads)), sharpness
+
+
+def _upstream(call: _Call, sdf: Tensor, bars: Sequence[Tensor | None]) -> RayBar:
+    """Upstream derivatives of all rays; zeros where sums and losses have none."""
+    sums, losses, *samples = bars
+    sums = sdf.new_zeros(sdf.shape[0], call.width()) if sums is None else sums
+    return RayBar(sums, sdf.new_zeros(LOSS_SUMS) if losses is None else losses, *samples)
+
+
+def _part(bar: RayBar, rows: slice) -> RayBar:
+    """The upstream of some of the rays."""
+    samples = [None if value is None else value[rows] for value in (bar.weights, bar.sdf, bar.gradient)]
+    return RayBar(bar.sums[rows], bar.losses, *samples)
+
+
+def _torch_gradients(
+    call: _Call, bar: RayBar, sdf: Tensor, gradient: Tensor, chain: Chain, heads: tuple[Head, ...]
+) -> tuple[list[Tensor], Tensor]:
+    """Derivatives by the volumes and the sharpness; those by the decoders are added to `chain` and `heads`."""
+    rays, renderer = call.rays(), call.renderer()
+    volumes = [VolumeGradient(v) for v in renderer.field.volumes]
+    out = FieldBar(volumes, chain, heads, torch.zeros_like(call.sharpness))
     for part in call.chunks(sdf.shape[0]):
-        bars = [None if bar is None else bar[part] for bar in sample_bars]
-        bar = RayBar(sums_bar[part], losses_bar, *bars)
-        render_backward(renderer, rays.part(part), sdf[part], gradient[part], bar, out)
-    return [g.as_volume() for g in out.volumes], flatten((out.sdf, out.heads)), out.sharpness
+        render_backward(renderer, rays.part(part), sdf[part], gradient[part], _part(bar, part), out)
+    return [g.as_volume() for g in volumes], out.sharpness
+
+
+def _fused_gradients(
+    call: _Call, bar: RayBar, sdf: Tensor, gradient: Tensor, chain: Chain, heads: tuple[Head, ...]
+) -> tuple[list[Tensor], Tensor]:
+    """The same with Triton kernels."""
+    fused = call.fused(call.rays())
+    out = fused.sums(chain, heads)
+    for part in fused.chunks(call.chunk_bytes):
+        fused.backward(part, sdf[part], gradient[part], _part(bar, part), out)
+    return [fused.finish(out)], out.sharpness
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

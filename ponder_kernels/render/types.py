@@ -17,7 +17,8 @@ class HeadWeights(NamedTuple):
     the SDF decoder after the first, the last two only where `directed` and `FieldWeights.points` say so.
 
     Attributes:
-        layers: affine layers, O outputs in the last. One layer without sigmoid is applied once per ray, which is exact.
+        layers: affine layers, O outputs in the last. Without sigmoid the last is applied once per ray, which is exact;
+            time and memory per sample then do not depend on O.
         directed: whether it sees the ray's direction.
         sigmoid: whether its output passes a sigmoid.
     """

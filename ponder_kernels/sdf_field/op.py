@@ -25,11 +25,14 @@ from ponder_kernels.sdf_field.chain import (
     rebuild,
     scaled,
 )
-from ponder_kernels.sdf_field.gather import PADDINGS, VolumeGeometry
+from ponder_kernels.sdf_field.fused import FusedField, FusedGradient, Points, fused_precision, specialisations
+from ponder_kernels.sdf_field.gather import PADDINGS, VolumeGeometry, volume_rows
 from ponder_kernels.sdf_field.volumes import SplitVolume, VolumeGradient, locate, split_volume
 
 # Points evaluated at once: a [points, 128] float32 buffer stays in a CPU's second-level cache.
 POINTS_AT_ONCE = 2048
+# The same for the Triton kernels, whose working buffers have about 700 columns in all.
+FUSED_POINTS_AT_ONCE = 1 << 15
 
 
 class SdfField(NamedTuple):
@@ -54,12 +57,21 @@ def check_volume(volume: Tensor, box: Tensor, align_corners: bool, padding: str)
 
 
 class _Plan(NamedTuple):
-    """What the Function needs besides tensors."""
+    """What the Function needs besides tensors; `precision` is that of the Triton kernels, None without them."""
 
     volumes: list[SplitVolume]
     chain: Chain
     points: bool
     gradient: bool
+    per_scene: int
+    rows: Tensor | None
+    precision: str | None
+
+    def fused(self, chain: Chain) -> FusedField | None:
+        """The kernels' view of the field, if they are to be used."""
+        if self.precision is None or self.rows is None:
+            return None
+        return FusedField(self.rows, self.volumes[0].geometry, chain, 0, self.points, self.precision)
 
 
 class _SdfField(torch.autograd.Function):
@@ -70,9 +82,14 @@ class _SdfField(torch.autograd.Function):
         ctx: Any, plan: _Plan, points: Tensor, scene: Tensor, n_volumes: int, *tensors: Tensor
     ) -> tuple[Tensor, Tensor]:
         chain = rebuild(plan.chain, iter(tensors[n_volumes:]))
+        ctx.save_for_backward(points, scene, *tensors[n_volumes:])
+        ctx.plan, ctx.n_volumes = plan, n_volumes
         work = Workspace(points)
         sdf = points.new_empty(points.shape[0])
         gradient = points.new_empty(points.shape[0] if plan.gradient else 0, 3)
+        if fused := plan.fused(chain):
+            fused.forward(Points(points, 0, plan.per_scene), sdf, gradient if plan.gradient else None)
+            return sdf, gradient
         for start in range(0, points.shape[0], POINTS_AT_ONCE):
             part = slice(start, start + POINTS_AT_ONCE)
             samples = locate(plan.volumes, points[part], scene[part])
@@ -84,8 +101,6 @@ class _SdfField(torch.autograd.Function):
                 gradient[part] = samples.slopes(plan.volumes, by_z)
                 if plan.points:
                     gradient[part] += by_z[:, -3:]
-        ctx.save_for_backward(points, scene, *tensors[n_volumes:])
-        ctx.plan, ctx.n_volumes = plan, n_volumes
         return sdf, gradient
 
     @staticmethod
@@ -95,10 +110,14 @@ class _SdfField(torch.autograd.Function):
         points, scene, *weights = ctx.saved_tensors
         chain = rebuild(plan.chain, iter(weights))
         out = rebuild(plan.chain, iter([torch.zeros_like(w) for w in weights]))
-        volumes = [VolumeGradient(v) for v in plan.volumes]
-        work = Workspace(points)
         if not plan.gradient:
             gradient_bar = points.new_zeros(points.shape)
+        needs = ctx.needs_input_grad[4:]
+        if fused := plan.fused(chain):
+            volume_bar = _fused_backward(plan, fused, points, scene, (sdf_bar, gradient_bar), out)
+            return None, None, None, None, volume_bar if needs[0] else None, *flatten(out)
+        volumes = [VolumeGradient(v) for v in plan.volumes]
+        work = Workspace(points)
         for start in range(0, points.shape[0], POINTS_AT_ONCE):
             part = slice(start, start + POINTS_AT_ONCE)
             samples = locate(plan.volumes, points[part], scene[part])
@@ -109,9 +128,24 @@ class _SdfField(torch.autograd.Function):
             bar = ChainBar(sdf_bar[part], by_z, torch.zeros_like(z), None)
             z_bar = chain_backward(chain, z, hidden, slopes, bar, out, work)
             samples.scatter(plan.volumes, volumes, z_bar, slopes.z, gradient_bar[part], None)
-        needs = ctx.needs_input_grad[4:]
         grads = [g.as_volume() if need else None for g, need in zip(volumes, needs, strict=False)]
         return None, None, None, None, *grads, *flatten(out)
+
+
+def _fused_backward(
+    plan: _Plan, fused: FusedField, points: Tensor, scene: Tensor, bars: tuple[Tensor, Tensor], out: Chain
+) -> Tensor:
+    """The volume's derivative; the decoder's are added to `out`."""
+    volume_bar = FusedGradient(plan.volumes[0], fused.rows)
+    bars = bars[0].contiguous(), bars[1].contiguous()
+    for start in range(0, points.shape[0], FUSED_POINTS_AT_ONCE):
+        part = slice(start, start + FUSED_POINTS_AT_ONCE)
+        given = Points(points[part], start, plan.per_scene)
+        count = given.points.shape[0]
+        state = points.new_empty(count, fused.sizes.state_width)
+        fused.forward(given, points.new_empty(count), points.new_empty(count, 3), state, backward=True)
+        fused.backward(given, scene[part], state, (bars[0][part], bars[1][part]), None, volume_bar, out)
+    return volume_bar.as_volume()
 
 
 def _input(plan: _Plan, features: Tensor, points: Tensor) -> Tensor:
@@ -129,6 +163,8 @@ def sdf_field(
     with_points: bool = False,
     align_corners: bool = False,
     padding: str = "border",
+    backend: str = "auto",
+    precision: str = "tf32",
 ) -> SdfField:
     """Evaluate the SDF that feature volumes and a decoder define, and its spatial gradient in closed form.
 
@@ -147,6 +183,9 @@ def sdf_field(
         with_points: whether the decoder sees the points, as its last three columns.
         align_corners: voxel centres on the faces of the box (True) or half a voxel inside (False).
         padding: "border" or "zeros", as in torch.nn.functional.grid_sample.
+        backend: "auto", "triton" or "torch". The Triton kernels take float32 points, one volume and decoders of up to
+            128 inputs and 128 hidden units in all; "auto" takes them on a GPU where they fit.
+        precision: of the kernels' matrix products, whose sums are float32: "tf32", "tf32x3", "bf16" or "ieee".
 
     Returns:
         SdfField.
@@ -169,7 +208,9 @@ def sdf_field(
     chain = (*chain[:-1], top)
     cast = [v.to(points.dtype) for v, _ in volumes]
     split = [split_volume(v.detach(), per_volume, g) for v, (_, g) in zip(cast, volumes, strict=True)]
-    plan = _Plan(split, chain, with_points, gradient)
+    used = fused_precision(backend, precision, chain, cast, points)
+    rows = None if used is None else volume_rows(cast[0].detach()).contiguous()
+    plan = _Plan(split, chain, with_points, gradient, count, rows, used)
     scene = torch.arange(batch, device=points.device).repeat_interleave(count)
     sdf, along = _SdfField.apply(plan, points.detach().reshape(-1, 3), scene, len(cast), *cast, *flatten(chain))
     return SdfField(sdf.view(batch, count), along.view(batch, count, 3) if gradient else None)
@@ -208,3 +249,6 @@ def first_channels(name: str, layers: Sequence[Layer], volumes: Sequence[Tensor]
         )
     check_chain(name, layers, first + points)
     return first // len(volumes)
+
+
+__all__ = ["SdfField", "sdf_field", "specialisations"]

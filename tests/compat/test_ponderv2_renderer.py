@@ -204,6 +204,22 @@ def test_no_gradients_are_needed() -> None:
     assert all(torch.equal(quiet[key], loud[key]) and not quiet[key].requires_grad for key in loud)
 
 
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("name", ["indoor", "outdoor", "indoor-volsdf"])
+def test_autocast_leaves_the_result_alone(name: str, training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the products of the decoders' weights nor the semantic contrast are rounded to bfloat16."""
+    scenario = SCENARIOS[name]
+    _, ours = models(scenario.config, torch.float32)
+    bundle, targets = RayBundle(*rays_of(scenario, torch.float32)), targets_of(scenario, torch.float32)
+    volumes = volumes_of(scenario, torch.float32)
+    expected = run(ours.train(training), bundle, volumes, targets)
+    low = torch.autocast("cpu", dtype=torch.bfloat16)
+    for method in ("forward", "get_loss"):
+        monkeypatch.setattr(ours, method, low(getattr(ours, method)))
+    for label, got, want, _ in pairs(run(ours, bundle, volumes, targets), expected):
+        assert relative(got, want) <= 1e-6, f"{label}: {relative(got, want):.1e}"
+
+
 def test_half_precision_volumes_and_no_rays() -> None:
     scenario = SCENARIOS["outdoor"]
     _, ours = models(scenario.config, torch.float32)

@@ -30,6 +30,7 @@ class Shape:
     geometry: int = 3
     colour_hidden: tuple[int, ...] = ()
     semantic_hidden: tuple[int, ...] | None = ()
+    semantic_outputs: int = 5
     shared: bool = False
     points: bool = False
     hit: bool = True
@@ -115,7 +116,7 @@ def make_case(shape: Shape | None = None, dtype: torch.dtype = torch.float64, se
     seen = 3 + s.second + s.geometry
     heads = [HeadWeights(chain(seen + 3 + extra, s.colour_hidden, 3), directed=True, sigmoid=True)]
     if s.semantic_hidden is not None:
-        heads.append(HeadWeights(chain(seen + extra, s.semantic_hidden, 5)))
+        heads.append(HeadWeights(chain(seen + extra, s.semantic_hidden, s.semantic_outputs)))
     sdf = chain(s.first + extra, s.sdf_hidden, 1 + s.geometry)
     normalised = "normalise" in s.options
     low, high = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)) if normalised else ((-0.6, -0.5, -0.55), (0.5, 0.6, 0.55))

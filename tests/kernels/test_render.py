@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 import torch._dynamo
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from ponder_kernels import render_rays
 from ponder_kernels.render import op as op_module
 from ponder_kernels.render import registered
+from ponder_kernels.render.chunk import Renderer
 from ponder_kernels.render.reference import render_rays_reference
 from ponder_kernels.render.registered import chunk_rays
 from tests.kernels.render_cases import UNIT_CUBE, Case, Shape, gradients, make_case, values_of, with_leaves
@@ -29,6 +35,10 @@ SHAPES = {
     "two-hidden": Shape(sdf_hidden=(6, 5)),
     "outdoor-like": Shape(sdf_hidden=(6, 5, 4), points=True, shared=True, colour_hidden=(5, 4), semantic_hidden=None),
     "hidden-heads": Shape(colour_hidden=(5,), semantic_hidden=(6, 4)),
+    "deep-heads": Shape(colour_hidden=(5, 4), semantic_hidden=(4, 6, 3), sdf_hidden=(6, 5)),
+    "deep-shared-head": Shape(
+        semantic_hidden=(4, 3), shared=True, volumes=2, sharpness=0.2, options={"opacity": "volsdf"}
+    ),
     "two-volumes": Shape(volumes=2),
     "two-shared-volumes": Shape(volumes=2, points=True, shared=True, sdf_hidden=(5, 5)),
     "no-geometry": Shape(geometry=0),
@@ -75,6 +85,28 @@ def test_result_does_not_depend_on_the_chunks() -> None:
     wanted = [*values_of(first).values(), *gradients(first, whole)]
     for got, want in zip([*values_of(second).values(), *gradients(second, parts)], wanted, strict=True):
         assert_close_to_reference(got, want.detach(), 100, scale=16)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3, 4), (4, 2, 0, 3, 1), (3, 2), (2,), (0,), ()], ids=str)
+def test_heads_in_any_order(order: tuple[int, ...]) -> None:
+    """With and without sigmoid and hidden layers: some are composited per sample, some partly, some not at all."""
+    shape = Shape(points=True)
+    kinds = [
+        make_case(shape, colour_hidden=hidden, seed=number).field.heads[0]._replace(sigmoid=sigmoid)
+        for number, (hidden, sigmoid) in enumerate([((), True), ((), False), ((4, 3), False), ((6,), True)])
+    ]
+    kinds.append(make_case(shape, semantic_hidden=(7,), seed=9).field.heads[1])
+
+    def with_heads(case: Case) -> Case:
+        return case._replace(field=case.field._replace(heads=tuple(kinds[k] for k in order)))
+
+    case = with_heads(make_case(shape))
+    truth, rendered = case.call(render_rays_reference), case.call(render_rays)
+    for name, got in values_of(rendered).items():
+        assert_close_to_reference(got, values_of(truth)[name].detach(), 50, scale=16, name=name)
+    pairs = zip(gradients(rendered, case), gradients(truth, case), strict=True)
+    for number, (got, want) in enumerate(pairs):
+        assert_close_to_reference(got, want, 500, scale=CONDITION, name=f"gradient of leaf {number}")
 
 
 def test_no_rays() -> None:
@@ -179,6 +211,51 @@ def test_saved_memory_does_not_depend_on_the_channels() -> None:
     assert 16 < narrow < 28
     weights = make_case(channels=64, sdf_channels=32).leaves[1:]
     assert wide <= narrow * 1.3
+
+
+class _Largest(TorchDispatchMode):
+    """Remembers the size of the largest tensor that an operation gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.numel = max([self.numel, *(leaf.numel() for leaf in tree_leaves(out) if isinstance(leaf, Tensor))])
+        return out
+
+
+def _largest_tensor(case: Case, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Elements of the largest tensor that rendering, or its backward pass, makes."""
+    seen = _Largest()
+
+    def watched(function: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(*args: Any) -> Any:
+            with seen:
+                return function(*args)
+
+        return wrapper
+
+    # A mode does not look inside a registered operator.
+    monkeypatch.setattr(Renderer, "forward", watched(Renderer.forward))
+    monkeypatch.setattr(registered, "render_backward", watched(registered.render_backward))
+    with seen:
+        gradients(case.call(render_rays, chunk_bytes=1 << 40), case)
+    monkeypatch.undo()
+    return seen.numel
+
+
+@pytest.mark.unguarded
+@pytest.mark.parametrize("hidden", [(), (16,), (16, 16, 16)], ids=str)
+def test_wide_heads_are_never_as_wide_per_sample(hidden: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A semantic head of 512 outputs, in a single chunk; with a sigmoid it has to be that wide."""
+    width, rays, samples = 512, 8, 16
+    case = make_case(rays=rays, samples=samples, batch=1, semantic_hidden=hidden, semantic_outputs=width)
+    assert _largest_tensor(case, monkeypatch) < rays * samples * width // 4
+    colour, semantic = case.field.heads
+    bent = case._replace(field=case.field._replace(heads=(colour, semantic._replace(sigmoid=True))))
+    assert _largest_tensor(bent, monkeypatch) >= rays * samples * width
 
 
 def test_second_order_is_refused() -> None:

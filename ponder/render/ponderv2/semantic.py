@@ -102,7 +102,7 @@ class _Contrast(torch.autograd.Function):
             by_logits = logits.softmax(1)
             by_logits.scatter_add_(1, ids[part, None], by_logits.new_full((len(unit), 1), -1.0))
             by_logits.mul_((valid[part] * (bar / ctx.options.temperature))[:, None])
-            by_unit = by_logits @ table
+            by_unit = _product(by_logits, table)
             radial = (by_unit * unit).sum(1, keepdim=True) * (length >= NORM_FLOOR)
             out[part] = (by_unit - radial * unit) / length.clamp_min(NORM_FLOOR)
         return out, None, None, None, None, None
@@ -113,9 +113,15 @@ class _Options(NamedTuple):
     same_class_negatives: bool
 
 
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """a b in their own precision, also under autocast: the temperature magnifies what rounding to half would lose."""
+    with torch.autocast(a.device.type, enabled=False):
+        return a @ b
+
+
 def _logits(unit: Tensor, ids: Tensor, table: Tensor, log_counts: Tensor, options: _Options) -> tuple[Tensor, Tensor]:
     """Logits [R, K] with the logarithm of the classes' sizes added, and the bare ones of the rays' own classes [R]."""
-    logits = unit @ table.T / options.temperature
+    logits = _product(unit, table.T) / options.temperature
     own = logits.gather(1, ids[:, None])
     logits += log_counts
     if not options.same_class_negatives:
