@@ -299,7 +299,8 @@ def render_backward(renderer: Renderer, rays: Rays, sdf: Tensor, gradient: Tenso
 
     along = blocks_bar[GRADIENT]
     assert along is not None
-    by_z = frame.samples.directional(field.volumes, along)
+    weights_along = frame.samples.along(along)
+    by_z = frame.samples.directional(field.volumes, weights_along)
     if settings.points:
         by_z = torch.cat([by_z, along], 1)
     z_slopes = decoded.slopes.z
@@ -307,7 +308,7 @@ def render_backward(renderer: Renderer, rays: Rays, sdf: Tensor, gradient: Tenso
     assert z_bar is not None
     chain_bar = ChainBar(sample.sdf, by_z, z_bar, blocks_bar[HIDDEN])
     z_bar = chain_backward(field.sdf, decoded.z, decoded.hidden, decoded.slopes, chain_bar, out.sdf, work)
-    frame.samples.scatter(field.volumes, out.volumes, z_bar, z_slopes, along, blocks_bar[1])
+    frame.samples.scatter(field.volumes, out.volumes, z_bar, z_slopes, weights_along, blocks_bar[1])
 
 
 def _carried(sums_bar: Tensor, blocks: Sequence[Tensor]) -> list[Tensor]:

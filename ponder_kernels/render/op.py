@@ -29,9 +29,9 @@ from ponder_kernels.sdf_field.chain import Chain, Layer, check_chain, scaled
 from ponder_kernels.sdf_field.fused import fused_precision
 from ponder_kernels.sdf_field.op import check_volumes, first_channels
 
-# Bytes of one [samples, width] buffer of a chunk. About a dozen live at once, and on a CPU they should stay in the
-# second-level cache.
-CHUNK_BYTES = 1 << 20
+# Bytes of one [samples, width] buffer of a chunk, of which about a dozen live at once. Smaller ones stay in a CPU's
+# second-level cache, but then the many small operations of a chunk cost more than that saves.
+CHUNK_BYTES = 1 << 22
 # The same for the Triton kernels, whose buffers of a chunk take about 4 times this in all: enough samples to fill a
 # GPU, few enough that its second-level cache helps.
 FUSED_CHUNK_BYTES = 1 << 25
@@ -139,7 +139,7 @@ def render_rays(
         normal_floor: unit normals are gradient / max(|gradient|, floor).
         per_sample: whether to return weights, SDF and gradients of all samples.
         chunk_bytes: size of one working buffer, of which about a dozen are alive at once (with Triton, about 4). None:
-            1 MiB, with Triton 32 MiB.
+            4 MiB, with Triton 32 MiB.
         backend: "auto", "triton" or "torch". The Triton kernels take float32 rays, one volume and SDF decoders of up to
             128 inputs and 128 hidden units in all; "auto" takes them on a GPU where they fit.
         precision: of the kernels' matrix products, whose sums are float32: "tf32", "tf32x3", "bf16" or "ieee".

@@ -122,19 +122,17 @@ def affine(layer: Layer, z: Tensor, hidden: Tensor | None, out: Tensor) -> Tenso
 def softplus_and_slope(y: Tensor, value: Tensor, slope: Tensor | None) -> None:
     """softplus(y) into `value` and sigmoid(y) into `slope`; y is overwritten.
 
-    ``softplus(y) = max(y, 0) - log sigmoid(|y|)``: log1p is many times slower than log on a CPU, and the argument is
-    at least one half here, where log loses nothing. Below SOFTPLUS_FLOOR both are flat.
+    ``softplus(y) = y - log sigmoid(y)``, right to the rounding of y: log1p is many times slower than log on a CPU.
+    Below SOFTPLUS_FLOOR both are flat.
     """
     y.clamp_(min=SOFTPLUS_FLOOR)
     bent = y
     if y.dtype == torch.float64:
         # Above its threshold torch's softplus is the identity. Float32 cannot tell; float64 follows it.
         bent = torch.where(y > SOFTPLUS_THRESHOLD, 2 * y + 50, y)
-    if slope is not None:
-        torch.sigmoid(bent, out=slope)
-    torch.abs(bent, out=value)
-    value.sigmoid_().log_()
-    torch.sub(y.clamp_(min=0), value, out=value)
+    slope = torch.sigmoid(bent, out=value if slope is None else slope)
+    torch.log(slope, out=value)
+    torch.sub(y, value, out=value)
 
 
 def activate(chain: Chain, z: Tensor, work: Workspace, slopes: bool = True) -> Hidden:
@@ -232,18 +230,18 @@ def chain_backward(
             previous_out.addmm_(u.T, v_bar)
         # u = s v: the derivative by v goes on, that by s becomes one by y, with s' = s (1 - s); u is done with.
         v_bar = torch.mul(u_bar, slope, out=u)
-        curvature = u_bar.mul_(slopes.v[number])
-        curvatures.append(curvature.addcmul_(curvature, slope, value=-1))
+        curvatures.append(torch.mul(v_bar, slopes.v[number], out=u_bar))
     if count == 0:
         return z_bar
     assert last.previous is not None and last_out.previous is not None and v_bar is not None
     last_out.previous[0].add_(v_bar.sum(0)).addmv_(hidden.values[-1].T, bar.sdf)
-    h_bar = torch.mul(bar.sdf.unsqueeze(1), last.previous[0], out=work("chain hbar", rows, last.previous.shape[1]))
-    if bar.hidden is not None:
-        h_bar.add_(bar.hidden)
+    if bar.hidden is None:
+        h_bar = torch.mul(bar.sdf.unsqueeze(1), last.previous[0], out=work("chain hbar", rows, last.previous.shape[1]))
+    else:
+        h_bar = bar.hidden.addr_(bar.sdf, last.previous[0])
     for number in reversed(range(count)):
-        # Both terms carry one factor s: x_bar = s (h_bar + (1 - s) v u_bar).
-        y_bar = curvatures[number].add_(h_bar).mul_(hidden.slopes[number])
+        # y_bar = s h_bar + (1 - s) s v u_bar.
+        y_bar = torch.lerp(curvatures[number], h_bar, hidden.slopes[number], out=curvatures[number])
         layer, layer_out = chain[number], out[number]
         layer_out.inputs.addmm_(y_bar.T, z)
         layer_out.bias.add_(y_bar.sum(0))

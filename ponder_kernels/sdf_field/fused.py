@@ -238,7 +238,7 @@ class FusedGradient:
         assert self._sorted is not None
         samples = locate([self._volume], points, scene)
         rest = None if self._volume.second is None or second is None else second.contiguous()
-        samples.scatter([self._volume], [self._sorted], *features, along, rest)
+        samples.scatter([self._volume], [self._sorted], *features, samples.along(along), rest)
 
     def as_volume(self) -> Tensor:
         """[B, C, D, H, W], channels last."""

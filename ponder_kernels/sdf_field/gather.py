@@ -7,12 +7,15 @@ atomics: the sum of every row is taken in one fixed order, so the result does no
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 PADDINGS = ("zeros", "border")
+# Row numbers of half volumes, twice as many, still fit 32 bits below this.
+_INT32_ROWS = 1 << 30
 
 
 class VolumeGeometry(NamedTuple):
@@ -37,53 +40,66 @@ class VolumeGeometry(NamedTuple):
         return cells / (self.box[:, 1] - self.box[:, 0])
 
 
-class Corners(NamedTuple):
-    """The 8 voxels around each of M points. Points run along the last dim, so that products are vectorised.
+class Corners:
+    """The 8 voxels around each of M points; what is asked for is computed once and kept.
 
-    Attributes:
-        rows: [8, M] int64 row numbers, always in range.
-        bags: [M, 8] the same numbers laid out as the bags of a gather.
-        weight: [8, M] trilinear weights.
-        slope: [3, 8, M] derivatives of the weights with respect to the (x, y, z) position.
+    A point's corners lie next to each other, [M, 8], as a gather reads them.
+
+    Args:
+        number: [2, 3, M] numbers of the lower and the upper neighbour along x, y, z, always in range.
+        weight: [2, 3, M] their weights.
+        slope: [2, 3, M] derivatives of the weights with respect to the position.
+        scene: [M] first row of the point's scene, or 0.
+        shape: (D, H, W).
     """
 
-    rows: Tensor
-    bags: Tensor
-    weight: Tensor
-    slope: Tensor
+    def __init__(
+        self, number: Tensor, weight: Tensor, slope: Tensor, scene: Tensor | int, shape: tuple[int, int, int]
+    ) -> None:
+        self._number, self._weight, self._slope = number, weight, slope
+        self._scene, self._shape = scene, shape
+
+    @functools.cached_property
+    def rows(self) -> Tensor:
+        """[M, 8] row numbers."""
+        _, height, width = self._shape
+        x, y, z = self._number.unbind(1)
+        lines = (z * (height * width) + self._scene)[:, None] + y * width
+        return _bags(lines[:, :, None] + x)
+
+    @functools.cached_property
+    def _planes(self) -> Tensor:
+        """[2, 2, M] products of the weights along z and y."""
+        return self._weight[:, None, 2] * self._weight[:, 1]
+
+    @functools.cached_property
+    def weight(self) -> Tensor:
+        """[M, 8] trilinear weights."""
+        return _bags(self._planes[:, :, None] * self._weight[:, 0])
+
+    def slope(self, axis: int) -> Tensor:
+        """[M, 8] derivatives of the weights along x (0), y (1) or z (2)."""
+        x, y, z = (self._slope[:, k] if k == axis else self._weight[:, k] for k in range(3))
+        planes = self._planes if axis == 0 else z[:, None] * y
+        return _bags(planes[:, :, None] * x)
+
+    def along(self, direction: Tensor) -> Tensor:
+        """[M, 8] derivatives of the weights along `direction` [M, 3]."""
+        slope = self._slope * direction.T
+        planes = self._weight[:, None, 2] * slope[:, 1]
+        planes.addcmul_(slope[:, None, 2], self._weight[:, 1])
+        found = self._planes[:, :, None] * slope[:, 0]
+        return _bags(found.addcmul_(planes[:, :, None], self._weight[:, 0]))
+
+
+def _bags(corners: Tensor) -> Tensor:
+    """[2, 2, 2, M] -> [M, 8]."""
+    return corners.reshape(8, -1).T.contiguous()
 
 
 def volume_rows(volume: Tensor) -> Tensor:
     """[B, C, D, H, W] -> [B*D*H*W, C]; free for a channels-last volume."""
     return volume.permute(0, 2, 3, 4, 1).reshape(-1, volume.shape[1])
-
-
-class _Axis(NamedTuple):
-    """Along one axis, for the lower and the upper neighbour, [2, M] each: voxel number, weight, slope of the weight."""
-
-    number: Tensor
-    weight: Tensor
-    slope: Tensor
-
-
-def _axis(index: Tensor, scale: Tensor, size: int, padding: str) -> _Axis:
-    """Neighbours of fractional voxel indices [M]; `scale` [M] is the derivative of the index."""
-    # The clamp bounds the float before it becomes an integer; NaN goes to the outside as well.
-    bounded = torch.nan_to_num(index, nan=-2.0).clamp(-2.0, float(size + 1))
-    slope = scale
-    if padding == "border":
-        moves = (bounded >= 0) & (bounded <= size - 1) & (size > 1)
-        slope = scale * moves
-        bounded = bounded.clamp(0, size - 1)
-        low = bounded.floor().clamp_max(max(size - 2, 0))
-    else:
-        low = bounded.floor()
-    fraction = bounded - low
-    numbers = torch.stack([low, low + 1])
-    inside = (numbers >= 0) & (numbers < size)
-    weights = torch.stack([1 - fraction, fraction]) * inside
-    slopes = torch.stack([-slope, slope]) * inside
-    return _Axis(numbers.clamp(0, size - 1).long(), weights, slopes)
 
 
 def find_corners(points: Tensor, scene: Tensor, geometry: VolumeGeometry) -> Corners:
@@ -94,41 +110,54 @@ def find_corners(points: Tensor, scene: Tensor, geometry: VolumeGeometry) -> Cor
         scene: [M] int64 scene number of each point.
         geometry: the volume's geometry.
     """
-    _, depth, height, width = geometry.shape
-    scale = geometry.index_scale()[scene]
-    index = (points - geometry.box[scene, 0]) * scale
+    batch, depth, height, width = geometry.shape
+    scale, low = geometry.index_scale(), geometry.box[:, 0]
+    if batch > 1:
+        scale, low = scale[scene], low[scene]
+    index = ((points - low) * scale).T.contiguous()
+    slope = scale.T.expand_as(index)
     if not geometry.align_corners:
-        index = index - 0.5
-    sizes = (width, height, depth)
-    x, y, z = (_axis(index[:, k], scale[:, k].contiguous(), sizes[k], geometry.padding) for k in range(3))
-    planes = ((scene * depth + z.number) * height)[:, None]
-    rows = ((planes + y.number) * width)[:, :, None] + x.number
-    yz = z.weight[:, None] * y.weight
-    slope_y, slope_z = z.weight[:, None] * y.slope, z.slope[:, None] * y.weight
-    slope = torch.stack([yz[:, :, None] * x.slope, slope_y[:, :, None] * x.weight, slope_z[:, :, None] * x.weight])
-    count = points.shape[0]
-    weight = yz[:, :, None] * x.weight
-    rows = rows.reshape(8, count)
-    return Corners(rows, rows.T.contiguous(), weight.reshape(8, count), slope.reshape(3, 8, count))
+        index -= 0.5
+    size = index.new_tensor([[width], [height], [depth]])
+    # Bounded before it becomes an integer; NaN goes to the outside as well.
+    index = torch.minimum(index.nan_to_num_(nan=-2.0).clamp_(min=-2.0), size + 1)
+    if geometry.padding == "border":
+        slope = slope * ((index >= 0) & (index <= size - 1) & (size > 1))
+        index = torch.minimum(index.clamp_(min=0), size - 1)
+        lower = torch.minimum(index.floor(), (size - 2).clamp_min(0))
+    else:
+        lower = index.floor()
+    fraction = index.sub_(lower)
+    # Half the bytes of int64, which the sort and the gathers notice.
+    kind = torch.int32 if batch * depth * height * width < _INT32_ROWS else torch.int64
+    number = lower.to(kind)
+    numbers = torch.stack([number, number + 1])
+    bounds = size.to(kind)
+    inside = (numbers >= 0) & (numbers < bounds)
+    weights = torch.stack([1 - fraction, fraction]).mul_(inside)
+    slopes = torch.stack([-slope, slope]).mul_(inside)
+    numbers = torch.minimum(numbers.clamp_(min=0), bounds - 1)
+    first = (scene * (depth * height * width)).to(kind) if batch > 1 else 0
+    return Corners(numbers, weights, slopes, first, (depth, height, width))
 
 
 def gather_rows(rows: Tensor, bags: Tensor, weight: Tensor) -> Tensor:
-    """sum_k weight[k, m] rows[bags[m, k]]: [V, C], [M, 8], [8, M] -> [M, C]."""
-    return torch.nn.functional.embedding_bag(bags, rows, per_sample_weights=weight.T.contiguous(), mode="sum")
+    """sum_k weight[m, k] rows[bags[m, k]]: [V, C], [M, 8], [M, 8] -> [M, C]."""
+    return torch.nn.functional.embedding_bag(bags, rows, per_sample_weights=weight, mode="sum")
 
 
 class Scatter:
-    """The transpose of `gather_rows` for one set of corners; the sort is shared by all scatters through it."""
+    """The transpose of `gather_rows` for bags [M, 8]; the sort is shared by all scatters through it."""
 
-    def __init__(self, index: Tensor) -> None:
-        ordered, self.order = index.reshape(-1).sort(stable=True)
+    def __init__(self, bags: Tensor) -> None:
+        ordered, self._order = bags.reshape(-1).sort(stable=True)
         self.rows, counts = torch.unique_consecutive(ordered, return_counts=True)
-        self.offsets = counts.cumsum(0) - counts
-        self.samples = self.order % index.shape[1]
+        self._offsets = (counts.cumsum(0) - counts).to(bags.dtype)
+        self._samples = self._order.div(bags.shape[1], rounding_mode="floor").to(bags.dtype)
 
     def sums(self, weight: Tensor, values: Tensor) -> Tensor:
-        """Sums that belong to `self.rows`: weight [8, M], values [M, C] -> [number of distinct rows, C]."""
-        ordered = weight.reshape(-1)[self.order]
+        """Sums that belong to `self.rows`: weight [M, 8], values [M, C] -> [number of distinct rows, C]."""
+        ordered = weight.reshape(-1)[self._order]
         return torch.nn.functional.embedding_bag(
-            self.samples, values, self.offsets, per_sample_weights=ordered, mode="sum"
+            self._samples, values, self._offsets, per_sample_weights=ordered, mode="sum"
         )

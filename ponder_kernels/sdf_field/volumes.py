@@ -95,7 +95,7 @@ class Samples(NamedTuple):
         for volume, corners in zip(volumes, self.corners, strict=True):
             view = volume.second if second else volume.first
             if view is not None:
-                found.append(gather_rows(view.rows, view.of(corners.bags), corners.weight))
+                found.append(gather_rows(view.rows, view.of(corners.rows), corners.weight))
         return found[0] if len(found) == 1 else torch.cat(found, 1)
 
     def slopes(self, volumes: Sequence[SplitVolume], by_features: Tensor) -> Tensor:
@@ -104,20 +104,22 @@ class Samples(NamedTuple):
         start = 0
         for volume, corners in zip(volumes, self.corners, strict=True):
             view = volume.first
-            bags, width = view.of(corners.bags), view.rows.shape[1]
+            bags, width = view.of(corners.rows), view.rows.shape[1]
             part = by_features[:, start : start + width]
             for axis in range(3):
-                along = gather_rows(view.rows, bags, corners.slope[axis])
+                along = gather_rows(view.rows, bags, corners.slope(axis))
                 out[:, axis].add_(along.mul_(part).sum(-1))
             start += width
         return out
 
-    def directional(self, volumes: Sequence[SplitVolume], direction: Tensor) -> Tensor:
-        """Derivatives of the features along `direction` [M, 3]: [M, sum of C]."""
-        found = [
-            gather_rows(v.first.rows, v.first.of(c.bags), _along(c, direction))
-            for v, c in zip(volumes, self.corners, strict=True)
-        ]
+    def along(self, direction: Tensor) -> list[Tensor]:
+        """Derivatives of the corner weights along `direction` [M, 3]: [M, 8] for each volume."""
+        return [corners.along(direction) for corners in self.corners]
+
+    def directional(self, volumes: Sequence[SplitVolume], along: Sequence[Tensor]) -> Tensor:
+        """Derivatives of the features in the direction of `along`: [M, sum of C]."""
+        triples = zip(volumes, self.corners, along, strict=True)
+        found = [gather_rows(v.first.rows, v.first.of(c.rows), weight) for v, c, weight in triples]
         return found[0] if len(found) == 1 else torch.cat(found, 1)
 
     def scatter(
@@ -126,37 +128,33 @@ class Samples(NamedTuple):
         out: Sequence[VolumeGradient],
         first_bar: Tensor,
         by_features: Tensor,
-        direction: Tensor,
+        along: Sequence[Tensor],
         second_bar: Tensor | None,
     ) -> None:
-        """Add to the volumes' gradients: derivatives by the features, and those by `slopes` along `direction`.
+        """Add to the volumes' gradients: derivatives by the features, and those by `slopes`.
 
         Args:
             volumes, out: the volumes and their gradients.
             first_bar: [M, C] by the first channels.
             by_features: [M, C] as given to `slopes`.
-            direction: [M, 3] derivatives by what `slopes` returned.
+            along: weights in the direction of the derivatives by what `slopes` returned.
             second_bar: [M, C'] by the second channels.
         """
         start = other = 0
-        for volume, corners, gradient in zip(volumes, self.corners, out, strict=True):
+        for volume, corners, gradient, weight in zip(volumes, self.corners, out, along, strict=True):
             scatter = Scatter(corners.rows)
+            rows = scatter.rows.long()  # index_add_ is slower with int32
             width = volume.first.rows.shape[1]
             part = slice(start, start + width)
             sums = scatter.sums(corners.weight, first_bar[:, part])
-            sums.add_(scatter.sums(_along(corners, direction), by_features[:, part]))
-            gradient.first.index_add_(0, volume.first.of(scatter.rows), sums)
+            sums.add_(scatter.sums(weight, by_features[:, part]))
+            gradient.first.index_add_(0, volume.first.of(rows), sums)
             start += width
             if volume.second is not None and second_bar is not None:
                 width = volume.second.rows.shape[1]
                 sums = scatter.sums(corners.weight, second_bar[:, other : other + width])
-                gradient.second.index_add_(0, volume.second.of(scatter.rows), sums)
+                gradient.second.index_add_(0, volume.second.of(rows), sums)
                 other += width
-
-
-def _along(corners: Corners, direction: Tensor) -> Tensor:
-    """[8, M] derivatives of the corner weights along `direction` [M, 3]."""
-    return (direction.T.contiguous()[:, None] * corners.slope).sum(0)
 
 
 def locate(volumes: Sequence[SplitVolume], points: Tensor, scene: Tensor) -> Samples:
