@@ -17,12 +17,14 @@ DISPATCHED = (
     "stratified_edges",
     "resample_edges",
     "merge_edges",
+    # For decoders that fit the kernels, as those of the recipes do.
+    "sdf_field",
+    "render_rays",
 )
-TORCH_ONLY = ("sdf_field", "render_rays")
 
 
 def operator_backends(device: torch.device) -> dict[str, str]:
     """Backend ("triton" or "torch") that every public operator uses for float32 tensors on a device."""
     probe = torch.empty(0, device=device)
     chosen = choose_backend("auto", probe)
-    return dict.fromkeys(DISPATCHED, chosen) | dict.fromkeys(TORCH_ONLY, "torch")
+    return dict.fromkeys(DISPATCHED, chosen)

@@ -213,7 +213,7 @@ class FusedRenderer:
         geometry = opacity_backward(self.settings, chunk.samples, found.transmittance, upstream)
         out.sharpness.add_(geometry.sharpness)
         scene = chunk.rays.scene.repeat_interleave(sdf.shape[1])
-        bars = (geometry.sdf, geometry.gradient)
+        bars = (geometry.sdf.view(-1), geometry.gradient.view(-1, 3))
         self.fused.backward(chunk.points, scene, chunk.state, bars, state_bar, out.volume, out.sdf)
 
     def _composited_bar(self, sums_bar: Tensor) -> Tensor:

@@ -40,6 +40,7 @@ class Fault(NamedTuple):
 
 WEIGHT, MASK, FACTOR = "wrong weight", "dropped mask", "lost chain factor"
 SAMPLE, DENSITY, COMPOSITE = (f"ponder_kernels/{n}/kernels.py" for n in ("volume_sample", "sdf_density", "composite"))
+FIELD, OPACITY = "ponder_kernels/sdf_field/kernels.py", "ponder_kernels/render/kernels.py"
 RAYS, SPACING = (f"ponder_kernels/ray_sampling/{n}.py" for n in ("kernels", "spacing_kernels"))
 
 
@@ -123,6 +124,26 @@ FAULTS = (
         (WEIGHT, RAYS, "pad * (chosen + 1) - below", "pad * chosen - below"),
         (MASK, RAYS, "tl.where(target == target, position, target), mask=live)", "position)"),
         ("lost running sum", RAYS, "cdf = total + tl.cumsum(weight, axis=1)", "cdf = tl.cumsum(weight, axis=1)"),
+    ),
+    *_with(
+        "tests/kernels/test_sdf_field_kernels.py|-k|outdoor-True",
+        "sdf_field",
+        (WEIGHT, FIELD, "return row, wx * wy * wz, ", "return row, wx * wy * wy, "),
+        (MASK, FIELD, "wanted = mine & (column < FIRST)[None, :]", "wanted = mine"),
+        (FACTOR, FIELD, "(u_bar * vs[LAYERS - 1 - layer] * (1.0 - slope),)", "(u_bar * vs[LAYERS - 1 - layer],)"),
+        ("lost skip connection", FIELD, "z_bar += _dot(y_bar, ", "z_bar = _dot(y_bar, "),
+    ),
+    *_with(
+        "tests/kernels/test_ray_opacity.py",
+        "render_rays",
+        (WEIGHT, OPACITY, "tl.store(weights_ptr + here, alpha * transmittance", "tl.store(weights_ptr + here, alpha"),
+        (MASK, OPACITY, "return tl.where(hit, alpha, 0.0), ", "return alpha, "),
+        (
+            FACTOR,
+            OPACITY,
+            "by_cosine = inv_s * across * delta * 0.5 * turn",
+            "by_cosine = inv_s * across * delta * 0.5",
+        ),
     ),
     *_with(
         "tests/kernels/test_ray_sampling.py|tests/kernels/test_ray_sampling_kernels.py|-k|merge or merging",

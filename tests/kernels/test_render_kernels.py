@@ -56,3 +56,48 @@ def test_equals_the_reference(shape: Shape, device: str) -> None:
     pairs = zip(gradients(rendered, case), gradients(truth, truth_case), strict=True)
     for number, (got, want) in enumerate(pairs):
         assert_close_to_reference(got, want, 500, scale=CONDITION, name=f"gradient of leaf {number}")
+
+
+def test_result_does_not_depend_on_the_chunks(device: str) -> None:
+    """Chunks of 16 rays, the last one smaller; scenes end in the middle of a chunk."""
+    shape = Shape(rays=21, samples=3, channels=8)
+    whole, parts = on(make_case(shape, torch.float32), device), on(make_case(shape, torch.float32), device)
+    first, second = fused(whole), fused(parts, chunk_bytes=1)
+    wanted = [*values_of(first).values(), *gradients(first, whole)]
+    for got, want in zip([*values_of(second).values(), *gradients(second, parts)], wanted, strict=True):
+        assert_close_to_reference(got, want.detach().double(), 500, scale=16, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("model", ["neus", "volsdf"])
+@pytest.mark.parametrize(("sharpness", "scale"), [(1e-4, 0.0), (1e6, 0.0), (1e6, 1e4)], ids=str)
+def test_hostile_fields_stay_finite(sharpness: float, scale: float, model: str, device: str) -> None:
+    case = on(make_case(dtype=torch.float32, sharpness=sharpness, rays=3, options={"opacity": model}), device)
+    case = case._replace(volumes=[(case.volumes[0].detach() * scale).requires_grad_()])
+    rendered = fused(case)
+    for value in (*values_of(rendered).values(), *gradients(rendered, case)):
+        assert torch.isfinite(value).all()
+
+
+def test_no_rays(device: str) -> None:
+    case = on(make_case(dtype=torch.float32, rays=0), device)
+    rendered = fused(case)
+    assert rendered.rgb.shape == (2, 0, 3)
+    assert all(not g.any() for g in gradients(rendered, case))
+
+
+def test_deterministic_sums(device: str) -> None:
+    case = on(make_case(dtype=torch.float32, channels=8), device)
+    torch.use_deterministic_algorithms(True)
+    try:
+        first, second = (gradients(fused(case), case) for _ in range(2))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+
+def test_backend_that_does_not_fit_is_refused() -> None:
+    case = make_case(volumes=2, dtype=torch.float32)
+    with pytest.raises(ValueError, match="'triton' takes one volume"):
+        case.call(render_rays, backend="triton")
+    with pytest.raises(ValueError, match="precision: expected one of"):
+        case.call(render_rays, precision="float32")

@@ -49,9 +49,17 @@ def to_device(case: Case, device: str) -> Case:
     )
 
 
-@pytest.mark.parametrize("padding", ["border", "zeros"])
-@pytest.mark.parametrize("align_corners", [False, True])
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+CASES = [
+    pytest.param(shape, align_corners, padding, id=f"{name}-{align_corners}-{padding}")
+    for name, shape in SHAPES.items()
+    for align_corners in (False, True)
+    for padding in ("border", "zeros")
+    # Every option with the shipped configurations; half of them with the others.
+    if name in ("indoor", "outdoor") or align_corners == (padding == "zeros")
+]
+
+
+@pytest.mark.parametrize(("shape", "align_corners", "padding"), CASES)
 def test_equals_torch(shape: Shape, align_corners: bool, padding: str, device: str) -> None:
     truth_case, case = make_case(shape), to_device(make_case(shape, torch.float32), device)
     # More than one tile per scene, and tiles across scenes.
@@ -64,3 +72,65 @@ def test_equals_torch(shape: Shape, align_corners: bool, padding: str, device: s
     got = evaluate(case, points.float().to(device), on_device, backend="triton", precision="ieee", **options)
     for number, (g, w) in enumerate(zip(got, wanted, strict=True)):
         assert_close_to_reference(g, w.detach(), 500, scale=64, name=f"value {number}")
+
+
+def test_value_alone(device: str) -> None:
+    truth_case, case = make_case(SHAPES["two-wide"]), to_device(make_case(SHAPES["two-wide"], torch.float32), device)
+    points, upstream = torch.rand(2, 9, 3, dtype=torch.float64).float().double() - 0.5, torch.randn(2, 9)
+    wanted = evaluate(truth_case, points, (upstream.double(), None), gradient=False)
+    options = {"backend": "triton", "precision": "tf32x3", "gradient": False}
+    got = evaluate(case, points.float().to(device), (upstream.to(device), None), **options)
+    for g, w in zip(got, wanted, strict=True):
+        assert_close_to_reference(g, w.detach(), 500, scale=64)
+
+
+def test_deterministic_sums(device: str) -> None:
+    """The same bits every time, and the same numbers as with atomics."""
+    shape = SHAPES["indoor"]
+    points, upstream = torch.rand(2, 33, 3) - 0.5, (torch.randn(2, 33), torch.randn(2, 33, 3))
+    on_device = points.to(device), tuple(u.to(device) for u in upstream)
+    case = to_device(make_case(shape, torch.float32), device)
+    atomic = evaluate(case, *on_device, backend="triton", precision="ieee")
+    torch.use_deterministic_algorithms(True)
+    try:
+        first = evaluate(case, *on_device, backend="triton", precision="ieee")
+        second = evaluate(case, *on_device, backend="triton", precision="ieee")
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for one, other, loose in zip(first, second, atomic, strict=True):
+        assert torch.equal(one, other)
+        assert_close_to_reference(loose, one.detach().double(), 500, dtype=torch.float32)
+
+
+def test_no_points(device: str) -> None:
+    case = to_device(make_case(SHAPES["indoor"], torch.float32), device)
+    found = evaluate(
+        case, torch.zeros(2, 0, 3, device=device), (torch.zeros(2, 0, device=device), None), backend="triton"
+    )
+    assert found[0].shape == (2, 0) and found[1].shape == (2, 0, 3)
+    assert all(not g.any() for g in found[2:])
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        (Shape(volumes=2), "'triton' takes one volume, got 2"),
+        (Shape(channels=130, sdf_channels=130), "'triton' takes at most 128 decoder inputs, got 130"),
+        (Shape(sdf_hidden=(65, 4)), "'triton' takes at most 128 hidden units .* got 2 x 128"),
+    ],
+    ids=["volumes", "inputs", "hidden"],
+)
+def test_fields_that_do_not_fit(shape: Shape, message: str) -> None:
+    """An explicit backend refuses them; "auto" takes torch operations."""
+    case = make_case(shape, torch.float32)
+    arguments = (case.volumes, case.field.sdf, torch.zeros(2, 4, 3), case.box)
+    with pytest.raises(ValueError, match=message):
+        sdf_field(*arguments, backend="triton")
+    assert torch.isfinite(sdf_field(*arguments).sdf).all()
+
+
+@pytest.mark.parametrize("change", [{"backend": "cuda"}, {"precision": "fp8"}], ids=lambda c: next(iter(c)))
+def test_unknown_options(change: dict[str, str]) -> None:
+    case = make_case(SHAPES["indoor"], torch.float32)
+    with pytest.raises(ValueError, match=f"{next(iter(change))}: expected one of"):
+        sdf_field(case.volumes, case.field.sdf, torch.zeros(2, 4, 3), case.box, **change)
