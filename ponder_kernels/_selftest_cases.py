@@ -11,6 +11,11 @@ from torch import Tensor
 
 import ponder_kernels as pk
 
+# Of the matrix products on a GPU, and how much coarser their operands are than float32; torch operations ignore it.
+# AMD's tensor cores have no products of three tf32 ones.
+EXACT = "tf32x3" if torch.version.hip is None else "ieee"
+PRECISIONS = ((EXACT, 16.0), ("tf32", 256.0))
+
 
 @dataclass(frozen=True)
 class Case:
@@ -22,7 +27,6 @@ class Case:
         tensors: float32 (or half) inputs on the CPU.
         differentiable: names of the inputs whose gradients are compared.
         second_order: whether derivatives of gradients are compared.
-        has_kernel: whether the operator takes `backend`.
         condition: how much the operation amplifies rounding errors.
     """
 
@@ -32,14 +36,12 @@ class Case:
     tensors: Mapping[str, Tensor]
     differentiable: tuple[str, ...] = ()
     second_order: bool = True
-    has_kernel: bool = True
     condition: float = 1.0
     fixed: Mapping[str, Any] = field(default_factory=dict)
 
     def outputs(self, tensors: Mapping[str, Tensor], backend: str) -> list[Tensor]:
         """Floating-point outputs of one call."""
-        options = {"backend": backend} if self.has_kernel else {}
-        out = self.call(**tensors, **self.fixed, **options)
+        out = self.call(**tensors, **self.fixed, backend=backend)
         found = (out,) if isinstance(out, Tensor) else tuple(out)
         return [t for t in found if isinstance(t, Tensor) and t.is_floating_point()]
 
@@ -165,12 +167,13 @@ def _field_cases() -> list[Case]:
         first = pk.Layer(None, t["hidden"], t["hidden"].new_zeros(12))
         return first, pk.Layer(t["through"], t["linear"], t["linear"].new_zeros(3))
 
-    def field(**t: Tensor) -> Any:
+    def field(backend: str, precision: str, **t: Tensor) -> Any:
         like = t["volume"]
-        return pk.sdf_field(like, layers(t), fixed["origins"].to(like) * 3, box.to(like))
+        points = fixed["origins"].to(like) * 3
+        return pk.sdf_field(like, layers(t), points, box.to(like), backend=backend, precision=precision)
 
     def rendered(opacity: str) -> Callable[..., Any]:
-        def call(**t: Tensor) -> Any:
+        def call(backend: str, precision: str, **t: Tensor) -> Any:
             like = t["volume"]
             head = pk.HeadWeights((pk.Layer(None, t["colour"], like.new_zeros(3)),), directed=True, sigmoid=True)
             origins, along = fixed["origins"].to(like), fixed["directions"].to(like)
@@ -184,20 +187,23 @@ def _field_cases() -> list[Case]:
                 t["sharpness"],
                 box.to(like),
                 opacity=opacity,
+                backend=backend,
+                precision=precision,
             )
             return (*found.heads, *found[1:4], found.eikonal)
 
         return call
 
     decoder = {k: v for k, v in tensors.items() if k not in ("colour", "sharpness")}
-    options: dict[str, Any] = {"second_order": False, "has_kernel": False, "condition": 16}
-    return [
-        Case("sdf_field", "", field, decoder, tuple(decoder), **options),
-        *(
-            Case("render_rays", model, rendered(model), tensors, tuple(tensors), **options)
+    found = []
+    for precision, condition in PRECISIONS:
+        options: dict[str, Any] = {"second_order": False, "condition": condition, "fixed": {"precision": precision}}
+        found.append(Case("sdf_field", precision, field, decoder, tuple(decoder), **options))
+        found += [
+            Case("render_rays", f"{model}, {precision}", rendered(model), tensors, tuple(tensors), **options)
             for model in ("neus", "volsdf")
-        ),
-    ]
+        ]
+    return found
 
 
 def cases() -> list[Case]:

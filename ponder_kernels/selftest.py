@@ -82,8 +82,8 @@ def check(case: Case, device: str, backend: str) -> Row:
     """Run one case on the device and in float64 on the CPU, and compare."""
     truth = _run(case, {k: v.double() for k, v in case.tensors.items()}, "torch")
     there = {k: v.to(device) for k, v in case.tensors.items()}
-    used = choose_backend(backend, *there.values()) if case.has_kernel else "torch"
-    found = _run(case, there, backend if case.has_kernel else "torch")
+    used = choose_backend(backend, *there.values())
+    found = _run(case, there, backend)
     value, gradient, second = (_error(g, w) for g, w in zip(found, truth, strict=True))
     coarsest = max(torch.finfo(v.dtype).eps for v in case.tensors.values())
     limit = case.condition * SAFETY * torch.finfo(torch.float32).eps
