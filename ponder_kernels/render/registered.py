@@ -171,6 +171,8 @@ class _Call(NamedTuple):
         """What renders the chunks with Triton kernels."""
         rows = volume_rows(self.volumes[0]).contiguous()
         rays = Rays(*(None if v is None else v.contiguous() for v in rays))  # type: ignore[arg-type]
+        # Converted once: Triton takes no booleans from memory.
+        rays = rays._replace(hit=None if rays.hit is None else rays.hit.float())
         return FusedRenderer(self.field(), rows, self.settings(), self.normalise(), self.precision, rays)
 
     def chunks(self, rays: int) -> list[slice]:

@@ -58,6 +58,19 @@ def test_equals_the_reference(shape: Shape, device: str) -> None:
         assert_close_to_reference(got, want, 500, scale=CONDITION, name=f"gradient of leaf {number}")
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize(("precision", "limit"), [("tf32x3", 1e-5), ("tf32", 5e-3), ("bf16", 8e-2)])
+def test_precisions_on_tensor_cores(precision: str, limit: float) -> None:
+    """Only a GPU rounds the operands; outputs and gradients by relative error in the Euclidean norm."""
+    truth_case, case = make_case(SHAPES["indoor"]), on(make_case(SHAPES["indoor"], torch.float32), "cuda")
+    truth, rendered = truth_case.call(render_rays_reference), case.call(render_rays, precision=precision)
+    pairs = [*zip(values_of(rendered).values(), values_of(truth).values(), strict=True)]
+    pairs += zip(gradients(rendered, case), gradients(truth, truth_case), strict=True)
+    for got, want in pairs:
+        difference = (got.detach().double().cpu() - want.detach()).norm()
+        assert difference <= limit * want.detach().norm() + 1e-12
+
+
 def test_result_does_not_depend_on_the_chunks(device: str) -> None:
     """Chunks of 16 rays, the last one smaller; scenes end in the middle of a chunk."""
     shape = Shape(rays=21, samples=3, channels=8)
