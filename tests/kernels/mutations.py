@@ -41,6 +41,7 @@ class Fault(NamedTuple):
 WEIGHT, MASK, FACTOR = "wrong weight", "dropped mask", "lost chain factor"
 SAMPLE, DENSITY, COMPOSITE = (f"ponder_kernels/{n}/kernels.py" for n in ("volume_sample", "sdf_density", "composite"))
 FIELD, OPACITY = "ponder_kernels/sdf_field/kernels.py", "ponder_kernels/render/kernels.py"
+GATHER = "ponder_kernels/sdf_field/gather_kernels.py"
 RAYS, SPACING = (f"ponder_kernels/ray_sampling/{n}.py" for n in ("kernels", "spacing_kernels"))
 
 
@@ -128,7 +129,7 @@ FAULTS = (
     *_with(
         "tests/kernels/test_sdf_field_kernels.py|-k|outdoor-True",
         "sdf_field",
-        (WEIGHT, FIELD, "return row, wx * wy * wz, ", "return row, wx * wy * wy, "),
+        (WEIGHT, GATHER, "return row, wx * wy * wz, ", "return row, wx * wy * wy, "),
         (MASK, FIELD, "wanted = mine & (column < FIRST)[None, :]", "wanted = mine"),
         (FACTOR, FIELD, "(u_bar * vs[LAYERS - 1 - layer] * (1.0 - slope),)", "(u_bar * vs[LAYERS - 1 - layer],)"),
         ("lost skip connection", FIELD, "z_bar += _dot(y_bar, ", "z_bar = _dot(y_bar, "),
