@@ -34,7 +34,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["ponder", "ponder.*", "ponder_kernels", "ponder_kernels.*"]),
-    package_data={"ponder": ["py.typed"], "ponder_kernels": ["py.typed"]},
+    package_data={"ponder": ["py.typed"], "ponder_kernels": ["py.typed", "launch_table.json"]},
     python_requires=">=3.10",
     install_requires=CORE,
     extras_require={"cpu": CPU, "cuda": CUDA, "test": TEST, "bench": BENCH, "data": DATA},

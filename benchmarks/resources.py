@@ -23,6 +23,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from ponder_kernels._launch import Specialisation
+
 PACKAGES = (
     "ponder_kernels.volume_sample",
     "ponder_kernels.volume_sample.scatter",
@@ -55,8 +57,8 @@ def entry_kernels(package: str) -> dict[str, list[str]]:
     return {n: [p.name for p in functions[n].params if p.do_not_specialize] for n in entries}
 
 
-def cuda_usage(cubin: bytes, shared: int) -> dict[str, int]:
-    """Registers, spilled bytes and matrix instructions of the kernel in a cubin, by the tools that come with Triton."""
+def dump(cubin: bytes) -> tuple[str, str]:
+    """Resource usage and machine code of a cubin, as the tools that come with Triton print them."""
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
@@ -65,6 +67,12 @@ def cuda_usage(cubin: bytes, shared: int) -> dict[str, int]:
             subprocess.run([*command, path], check=True, capture_output=True, text=True).stdout
             for command in ((tools / "cuobjdump", "--dump-resource-usage"), (tools / "nvdisasm", "-c"))
         )
+    return usage, code
+
+
+def cuda_usage(cubin: bytes, shared: int) -> dict[str, int]:
+    """Registers, spilled bytes and matrix instructions of the kernel in a cubin."""
+    usage, code = dump(cubin)
     found = CUDA_USAGE.search(usage)
     if found is None:
         raise RuntimeError(f"no resource usage in: {usage!r}")
@@ -80,20 +88,30 @@ def hip_usage(assembly: str, shared: int) -> dict[str, int]:
     return {"registers": found["vgpr_count"], "spill": spill, "shared": shared}
 
 
-def compile_one(package: str, index: int, target: str) -> dict[str, Any]:
-    """Compile one specialisation, telling the compiler which arguments are multiples of 16."""
-    form = importlib.import_module(f"{package}.op").specialisations()[index]
+def compile_form(form: Specialisation, target: GPUTarget) -> Any:
+    """What Triton makes of a form, told which arguments are multiples of 16."""
     names = form.kernel.arg_names
-    line = {"package": package, "kernel": form.kernel.__name__, "arguments": names, "label": form.label}
-    line["target"] = target
     aligned = {(names.index(name),): [["tt.divisibility", 16]] for name in form.aligned}
     source = ASTSource(form.kernel, dict(form.signature), constexprs=dict(form.constexprs), attrs=aligned)
+    return triton.compile(source, target=target, options={"num_warps": form.num_warps})
+
+
+def usage_of(form: Specialisation, target: GPUTarget) -> dict[str, int]:
+    """Compile a form; its registers, spilled bytes and shared memory."""
+    compiled = compile_form(form, target)
+    shared = compiled.metadata.shared
+    if "cubin" in compiled.asm:
+        return cuda_usage(compiled.asm["cubin"], shared)
+    return hip_usage(compiled.asm["amdgcn"], shared)
+
+
+def compile_one(package: str, index: int, target: str) -> dict[str, Any]:
+    """Usage of one specialisation on one target."""
+    form = importlib.import_module(f"{package}.op").specialisations()[index]
+    line = {"package": package, "kernel": form.kernel.__name__, "arguments": form.kernel.arg_names}
+    line |= {"label": form.label, "target": target}
     try:
-        compiled = triton.compile(source, target=TARGETS[target], options={"num_warps": form.num_warps})
-        shared = compiled.metadata.shared
-        if "cubin" in compiled.asm:
-            return line | cuda_usage(compiled.asm["cubin"], shared)
-        return line | hip_usage(compiled.asm["amdgcn"], shared)
+        return line | usage_of(form, TARGETS[target])
     except Exception as error:  # reported per kernel: one failure must not hide the others
         return line | {"error": f"{type(error).__name__}: {error}"}
 

@@ -15,8 +15,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ponder_kernels.render.heads import GRADIENT, HIDDEN, INPUT, Head, head_backward, head_forward
+from ponder_kernels.render.heads import FEATURES, Head, heads_backward, heads_forward
 from ponder_kernels.render.opacity import Opacity, opacity
+from ponder_kernels.render.rows import Blocks, Rows, add_rows, affine, product, rows_backward, stack_rows
 from ponder_kernels.render.samples import sample_targets
 from ponder_kernels.render.types import RayTargets
 from ponder_kernels.sdf_field.chain import (
@@ -27,10 +28,10 @@ from ponder_kernels.sdf_field.chain import (
     Workspace,
     activate,
     chain_backward,
-    distance,
     input_gradient,
+    map_tensors,
 )
-from ponder_kernels.sdf_field.volumes import Samples, SplitVolume, VolumeGradient, locate
+from ponder_kernels.sdf_field.volumes import RowSums, Samples, SplitVolume, locate
 
 # Per-ray sums that every call makes: position along the ray, opacity, unit normal.
 DEPTH, OPACITY, NORMAL, OUTPUTS = 0, 1, 2, 5
@@ -101,12 +102,11 @@ class Frame(NamedTuple):
 
 
 class Decoded(NamedTuple):
-    """Decoder state of a chunk: input z and its slopes, hidden activations, second channels."""
+    """Decoder state of a chunk: features [M, F] with the decoder's input in front, hidden activations, slopes."""
 
-    z: Tensor
+    features: Tensor
     hidden: Hidden
     slopes: Slopes
-    second: Tensor
 
 
 class Renderer:
@@ -115,7 +115,11 @@ class Renderer:
     def __init__(self, field: Field, settings: Settings, normalise: Normalisation) -> None:
         self.field, self.settings, self.normalise = field, settings, normalise
         self.work = Workspace(field.sdf[0].inputs)
-        self.needs_second = any(layer.blocks[1].shape[1] for head in field.heads for layer in head)
+        self.inputs = field.sdf[0].inputs.shape[1]
+        self.second = 0
+        if settings.carry or any(layer.blocks[FEATURES].shape[1] for head in field.heads for layer in head):
+            self.second = sum(volume.channels for volume in field.volumes) - self.inputs + 3 * settings.points
+        self.rows = stack_rows(field.sdf[-1], field.heads, self.second)
 
     def frame(self, rays: Rays) -> Frame:
         """Sample positions of a chunk."""
@@ -128,15 +132,10 @@ class Renderer:
 
     def decode(self, frame: Frame) -> Decoded:
         """Gather the features and run the SDF chain."""
-        volumes, chain = self.field.volumes, self.field.sdf
-        z = frame.samples.features(volumes, second=False)
-        if self.settings.points:
-            z = torch.cat([z, frame.points], 1)
-        second = z[:, :0]
-        if self.needs_second or self.settings.carry:
-            second = frame.samples.features(volumes, second=True) if volumes[0].second is not None else second
-        hidden = activate(chain, z, self.work)
-        return Decoded(z, hidden, input_gradient(chain, hidden, z.shape[0], self.work), second)
+        points = frame.points if self.settings.points else None
+        features = frame.samples.features(self.field.volumes, points, second=self.second > 0)
+        hidden = activate(self.field.sdf, features[:, : self.inputs], self.work)
+        return Decoded(features, hidden, input_gradient(self.field.sdf, hidden, features.shape[0], self.work))
 
     def gradient(self, frame: Frame, decoded: Decoded) -> Tensor:
         """d sdf / d point [M, 3]."""
@@ -145,18 +144,12 @@ class Renderer:
             out.add_(decoded.slopes.z[:, -3:])
         return out
 
-    def blocks(self, decoded: Decoded, gradient: Tensor) -> list[Tensor]:
-        """What the heads see, in their order."""
-        last = decoded.hidden.values[-1] if decoded.hidden.values else decoded.z[:, :0]
-        return [gradient, decoded.second, last, decoded.z]
-
-    def heads(self, blocks: Sequence[Tensor], directions: Tensor, samples: int) -> list[tuple[Tensor, list[Tensor]]]:
-        """Output [M, O] and activations of the hidden layers of every head."""
-        pairs = zip(self.field.heads, self.settings.activations, strict=True)
-        return [
-            head_forward(head, activation, blocks, directions, samples, self.work, f"head{number}")
-            for number, (head, activation) in enumerate(pairs)
-        ]
+    def blocks(self, frame: Frame, decoded: Decoded, gradient: Tensor) -> Blocks:
+        """What the rows act on, [R, S, *] each."""
+        shape = frame.position.shape
+        features, values = decoded.features.view(*shape, -1), decoded.hidden.values
+        hidden = values[-1].view(*shape, -1) if values else features[..., :0]
+        return Blocks(features, hidden, gradient.view(*shape, 3))
 
     def opacity(self, rays: Rays, frame: Frame, sdf: Tensor, gradient: Tensor) -> tuple[Opacity, Tensor]:
         """The opacity model of a chunk and its weights [R, S]."""
@@ -176,23 +169,19 @@ class Renderer:
     def forward(self, rays: Rays, sums: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Fill the per-ray sums; return loss sums [3], weights and sdf [R, S], gradient [R, S, 3]."""
         frame = self.frame(rays)
-        shape = frame.position.shape
         decoded = self.decode(frame)
-        sdf = distance(self.field.sdf, decoded.z, decoded.hidden).view(shape)
-        flat = self.gradient(frame, decoded)
-        gradient = flat.view(*shape, 3)
-        blocks = self.blocks(decoded, flat)
-        outputs = [output for output, _ in self.heads(blocks, rays.directions, shape[1])]
+        blocks = self.blocks(frame, decoded, self.gradient(frame, decoded))
+        rows = affine(self.rows, rays.directions, blocks)
+        sdf, gradient = rows[:, 0].contiguous(), blocks.gradient
+        outputs, _ = heads_forward(self.field.heads, self.settings.activations, rows[:, 1:])
         _, weights = self.opacity(rays, frame, sdf, gradient)
-        position = frame.position.unsqueeze(-1)
-        values = [position, torch.ones_like(position), self.unit(gradient)[0], *(o.view(*shape, -1) for o in outputs)]
+        along = weights.unsqueeze(1)
+        values = [(weights * frame.position).sum(1, keepdim=True), weights.sum(1, keepdim=True)]
+        values.append(torch.bmm(along, self.unit(gradient)[0]).squeeze(1))
+        values += [(output * along).sum(-1) for output in outputs]
         if self.settings.carry:
-            values += [block.view(*shape, -1) for block in blocks]
-        start = 0
-        for value in values:
-            width = value.shape[-1]
-            sums[:, start : start + width] = torch.bmm(weights.unsqueeze(1), value).squeeze(1)
-            start += width
+            values += [torch.bmm(along, v).squeeze(1) for v in (gradient, blocks.hidden, blocks.features)]
+        torch.cat(values, 1, out=sums)
         return self.loss_sums(rays, frame, sdf, gradient), weights, sdf, gradient
 
     def loss_sums(self, rays: Rays, frame: Frame, sdf: Tensor, gradient: Tensor) -> Tensor:
@@ -237,10 +226,10 @@ class Normalisation(NamedTuple):
 IDENTITY = Normalisation(1.0, 0.0, -float("inf"), float("inf"))
 
 
-class FieldBar(NamedTuple):
-    """Derivatives summed over chunks, in the shapes of `Field`."""
+class ChunkBar(NamedTuple):
+    """One chunk's derivatives: by the volumes, by the decoders' weights in the shapes of `Field`, by sharpness."""
 
-    volumes: list[VolumeGradient]
+    volumes: list[RowSums]
     sdf: Chain
     heads: tuple[Head, ...]
     sharpness: Tensor
@@ -257,101 +246,101 @@ class RayBar(NamedTuple):
 
 
 class SampleBar(NamedTuple):
-    """Derivatives by sdf [M] and gradient [M, 3], and the weights [R, S] of the samples."""
+    """Derivatives by sdf [R, S] and gradient [R, S, 3], the samples' weights [R, S], the derivative by sharpness []."""
 
     sdf: Tensor
     gradient: Tensor
     weights: Tensor
+    sharpness: Tensor
 
 
-def render_backward(renderer: Renderer, rays: Rays, sdf: Tensor, gradient: Tensor, bar: RayBar, out: FieldBar) -> None:
-    """Add one chunk's derivatives to `out`; sdf [R, S] and gradient [R, S, 3] are those of the forward pass."""
+def render_backward(renderer: Renderer, rays: Rays, sdf: Tensor, gradient: Tensor, bar: RayBar) -> ChunkBar:
+    """One chunk's derivatives; sdf [R, S] and gradient [R, S, 3] are those of the forward pass."""
     field, settings, work = renderer.field, renderer.settings, renderer.work
+    out: tuple[Chain, tuple[Head, ...]] = map_tensors((field.sdf, field.heads), torch.zeros_like)
     frame = renderer.frame(rays)
     shape = frame.position.shape
     decoded = renderer.decode(frame)
-    blocks = renderer.blocks(decoded, gradient.reshape(-1, 3))
-    heads = renderer.heads(blocks, rays.directions, shape[1])
-    outputs = [output for output, _ in heads]
-    sample = _composite_backward(renderer, rays, frame, sdf, gradient, outputs, blocks, bar, out)
+    blocks = renderer.blocks(frame, decoded, gradient)
 
-    rows = blocks[0].shape[0]
-    blocks_bar: list[Tensor | None] = [sample.gradient]
-    for number, block in enumerate(blocks[1:], 1):
-        blocks_bar.append(work(f"block bar {number}", rows, block.shape[1]) if block.shape[1] else None)
-    carried = _carried(bar.sums, blocks) if settings.carry else None
-    for number, block_bar in enumerate(blocks_bar):
-        if block_bar is None:
-            continue
-        view = block_bar.view(*shape, -1)
-        if carried is None:
-            view.zero_() if number != GRADIENT else None
-        elif number == GRADIENT:
-            view.addcmul_(sample.weights.unsqueeze(-1), carried[number].unsqueeze(1))
-        else:
-            torch.mul(sample.weights.unsqueeze(-1), carried[number].unsqueeze(1), out=view)
-    start = OUTPUTS
-    for head, head_out, activation, found in zip(field.heads, out.heads, settings.activations, heads, strict=True):
-        width = found[0].shape[1]
-        head_bar = (sample.weights.unsqueeze(-1) * bar.sums[:, None, start : start + width]).view(-1, width)
-        head_backward(head, activation, blocks, rays.directions, found, head_bar, blocks_bar, head_out)
-        start += width
+    carried = _carried(renderer, bar.sums) if settings.carry else None
+    # One product for the decoders and what the upstream of the composited blocks multiplies.
+    weights_of = _rows_per_ray(renderer.rows, carried, shape[0])
+    found = product(weights_of, blocks)
+    values = found[:, found.shape[1] - renderer.rows.bias.shape[0] + 1 :]
+    per_ray = torch.addmm(renderer.rows.bias, rays.directions, renderer.rows.direction.T)
+    heads = heads_forward(field.heads, settings.activations, values.add_(per_ray[:, 1:].unsqueeze(-1)))
+    weights_bar = _weights_bar(frame, renderer.unit(gradient)[0], heads[0], bar)
+    if settings.carry:
+        weights_bar += found[:, 0]
+    sample = _composite_backward(renderer, rays, frame, sdf, gradient, weights_bar, bar)
 
-    along = blocks_bar[GRADIENT]
-    assert along is not None
+    # Derivatives by what the rows made, in the order of `weights_of`.
+    made = torch.empty_like(found)
+    if settings.carry:
+        made[:, 0] = sample.weights
+    made[:, int(settings.carry)] = sample.sdf
+    rows_bar = made[:, int(settings.carry) :]
+    widths = [output.shape[1] for output in heads[0]]
+    upstream = bar.sums[:, OUTPUTS : OUTPUTS + sum(widths)].unsqueeze(-1) * sample.weights.unsqueeze(1)
+    heads_backward(field.heads, settings.activations, heads, upstream.split(widths, 1), out[1], rows_bar[:, 1:])
+    add_rows(rows_backward(rows_bar, rays.directions, blocks), out[0][-1], out[1])
+
+    turned = made.transpose(1, 2)
+    along = torch.baddbmm(sample.gradient, turned, weights_of.gradient).view(-1, 3)
+    features_bar, hidden_bar = (
+        torch.bmm(turned, weight, out=work(name, *value.shape)).view(sdf.numel(), value.shape[2])
+        for name, weight, value in zip(("features bar", "hidden bar"), weights_of, blocks, strict=False)
+    )
     weights_along = frame.samples.along(along)
     by_z = frame.samples.directional(field.volumes, weights_along)
     if settings.points:
         by_z = torch.cat([by_z, along], 1)
-    z_slopes = decoded.slopes.z
-    z_bar = blocks_bar[INPUT]
-    assert z_bar is not None
-    chain_bar = ChainBar(sample.sdf, by_z, z_bar, blocks_bar[HIDDEN])
-    z_bar = chain_backward(field.sdf, decoded.z, decoded.hidden, decoded.slopes, chain_bar, out.sdf, work)
-    frame.samples.scatter(field.volumes, out.volumes, z_bar, z_slopes, weights_along, blocks_bar[1])
+    chain_bar = ChainBar(by_z, features_bar[:, : renderer.inputs], hidden_bar)
+    z = decoded.features[:, : renderer.inputs]
+    chain_backward(field.sdf, z, decoded.hidden, decoded.slopes, chain_bar, out[0], work)
+    volumes = frame.samples.scatter(field.volumes, features_bar, decoded.slopes.z, weights_along)
+    return ChunkBar(volumes, *out, sample.sharpness)
 
 
-def _carried(sums_bar: Tensor, blocks: Sequence[Tensor]) -> list[Tensor]:
+def _carried(renderer: Renderer, sums_bar: Tensor) -> Blocks:
     """The upstream of the composited blocks, [R, *] each: the last columns of the sums."""
-    widths = [block.shape[1] for block in blocks]
-    return list(sums_bar[:, sums_bar.shape[1] - sum(widths) :].split(widths, dim=1))
+    blocks = renderer.rows.blocks
+    widths = [blocks.gradient.shape[1], blocks.hidden.shape[1], blocks.features.shape[1]]
+    gradient, hidden, features = sums_bar[:, sums_bar.shape[1] - sum(widths) :].split(widths, dim=1)
+    return Blocks(features, hidden, gradient)
 
 
-def _weights_bar(
-    renderer: Renderer, frame: Frame, unit: Tensor, outputs: Sequence[Tensor], blocks: Sequence[Tensor], bar: RayBar
-) -> Tensor:
-    """Derivative by the weights [R, S]: every composited value times the upstream of its sum."""
-    shape = frame.position.shape
+def _rows_per_ray(rows: Rows, carried: Blocks | None, rays: int) -> Blocks:
+    """[R, n, *], or [R, 1 + n, *] with the carried blocks' upstream in front."""
+    every = (block.expand(rays, *block.shape) for block in rows.blocks)
+    if carried is None:
+        return Blocks(*every)
+    return Blocks(*(torch.cat([c.unsqueeze(1), e], 1) for c, e in zip(carried, every, strict=True)))
+
+
+def _weights_bar(frame: Frame, unit: Tensor, outputs: Sequence[Tensor], bar: RayBar) -> Tensor:
+    """Derivative by the weights [R, S], but for the carried blocks: composited values times the upstream of their sums.
+
+    `unit` [R, S, 3] are the unit normals, `outputs` [R, O, S] those of the heads.
+    """
     out = frame.position * bar.sums[:, DEPTH : DEPTH + 1] + bar.sums[:, OPACITY : OPACITY + 1]
-    if bar.weights is not None:
-        out = out + bar.weights
-    values = [unit, *(o.view(*shape, -1) for o in outputs)]
-    if renderer.settings.carry:
-        values += [block.view(*shape, -1) for block in blocks]
-    upstream = bar.sums[:, NORMAL:].split([v.shape[-1] for v in values], 1)
-    for value, column in zip(values, upstream, strict=True):
-        if value.shape[-1]:
-            out += torch.bmm(value, column.unsqueeze(-1)).squeeze(-1)
-    return out
+    out += torch.bmm(unit, bar.sums[:, NORMAL:OUTPUTS].unsqueeze(-1)).squeeze(-1)
+    start = OUTPUTS
+    for output in outputs:
+        out += (output * bar.sums[:, start : start + output.shape[1]].unsqueeze(-1)).sum(1)
+        start += output.shape[1]
+    return out if bar.weights is None else out.add_(bar.weights)
 
 
 def _composite_backward(
-    renderer: Renderer,
-    rays: Rays,
-    frame: Frame,
-    sdf: Tensor,
-    gradient: Tensor,
-    outputs: Sequence[Tensor],
-    blocks: Sequence[Tensor],
-    bar: RayBar,
-    out: FieldBar,
+    renderer: Renderer, rays: Rays, frame: Frame, sdf: Tensor, gradient: Tensor, weights_bar: Tensor, bar: RayBar
 ) -> SampleBar:
     """From the per-ray upstream to the per-sample values that the opacities and losses depend on."""
     settings = renderer.settings
     unit, norm = renderer.unit(gradient)
     model, weights = renderer.opacity(rays, frame, sdf, gradient)
-    found = model.backward(weights, _weights_bar(renderer, frame, unit, outputs, blocks, bar), rays.hit)
-    out.sharpness.add_(found.sharpness)
+    found = model.backward(weights, weights_bar, rays.hit)
     sdf_bar = found.sdf
     gradient_bar = found.cosine.unsqueeze(-1) * rays.directions.unsqueeze(1)
     unit_bar = weights.unsqueeze(-1) * bar.sums[:, None, NORMAL:OUTPUTS]
@@ -371,4 +360,4 @@ def _composite_backward(
         sdf_bar += bar.sdf
     if bar.gradient is not None:
         gradient_bar += bar.gradient
-    return SampleBar(sdf_bar.reshape(-1), gradient_bar.reshape(-1, 3), weights)
+    return SampleBar(sdf_bar, gradient_bar, weights, found.sharpness)

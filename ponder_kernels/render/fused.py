@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ponder_kernels._tuning import family_of, parameters
 from ponder_kernels.render.chunk import NORMAL, OUTPUTS, Field, Normalisation, RayBar, Rays, Settings
 from ponder_kernels.render.heads import ACTIVATIONS, FEATURES, GRADIENT, HIDDEN, INPUT, Head
 from ponder_kernels.render.ray_opacity import RaySamples, RayUpstream, opacity_backward, opacity_forward
@@ -34,7 +35,7 @@ class StateColumns(NamedTuple):
     """Where things are in a row of the state.
 
     Attributes:
-        blocks: columns of the heads' blocks: gradient, second channels, last activation, input of the decoder.
+        blocks: columns of the heads' blocks: gradient, last activation, input of the decoder, second channels.
         direction, one, distance, unit: ray direction, the constant 1, distance along the ray, unit gradient.
     """
 
@@ -133,7 +134,8 @@ class FusedRenderer:
         self.per_scene = self.points.shape[0] // max(1, volume.geometry.shape[0])
 
     def chunks(self, budget: int) -> list[slice]:
-        """Which rays are rendered at once: those whose states fill `budget` bytes."""
+        """Which rays are rendered at once: those whose states fill `budget` bytes; 0: those of the launch table."""
+        budget = budget or parameters("render_rays", family=family_of(self.position.device))["chunk_bytes"]
         rays, samples = self.position.shape
         size = budget // (4 * self.fused.sizes.state_width * samples) // RAY_MULTIPLE * RAY_MULTIPLE
         size = max(RAY_MULTIPLE, size)

@@ -2,7 +2,7 @@
 
 Such a head sees, per sample, the SDF gradient n, the volume's second channel half f2, the geometry features of the SDF
 decoder and the ray's direction d. The geometry features are affine in the SDF decoder's last activation h and its input
-z, so they are never computed: every layer acts on the blocks (n, f2, h, z) directly. The last layer of a head without
+z, so they are never computed: every layer acts on the blocks (n, h, z, f2) directly. The last layer of a head without
 activation at its end commutes with the weighted sum along the ray: what it reads, the blocks and the last hidden
 activation q, is composited, and it is applied once per ray. Nothing as wide as its output is made per sample then.
 """
@@ -15,10 +15,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ponder_kernels.sdf_field.chain import Chain, Layer, Workspace
+from ponder_kernels.sdf_field.chain import Chain, Layer
 
 # Order of the per-sample blocks.
-GRADIENT, FEATURES, HIDDEN, INPUT = range(4)
+GRADIENT, HIDDEN, INPUT, FEATURES = range(4)
 
 
 class HeadLayer(NamedTuple):
@@ -26,7 +26,7 @@ class HeadLayer(NamedTuple):
 
     Attributes:
         previous: [O, P] on the activation of the layer before; None on the first.
-        blocks: [O, 3], [O, Cr], [O, K], [O, I]: on n, f2, h (scaled, see sdf_field.chain) and z.
+        blocks: [O, 3], [O, K], [O, I], [O, Cr]: on n, h (scaled, see sdf_field.chain), z and f2.
         direction: [O, 3], zeros where the head does not see it.
         bias: [O].
     """
@@ -102,63 +102,58 @@ def collapse_head(
         hidden = inputs[:, :0] if last.previous is None else through @ last.previous[1:]
         direction = parts[3] if directed else torch.zeros_like(parts[0])
         bias = layer.bias + through @ last.bias[1:]
-        layers.append(HeadLayer(layer.previous, (parts[0], own, hidden, inputs), direction, bias))
+        layers.append(HeadLayer(layer.previous, (parts[0], hidden, inputs, own), direction, bias))
     return tuple(layers)
 
 
-def head_forward(
-    head: Head, activation: str, blocks: Sequence[Tensor], directions: Tensor, samples: int, work: Workspace, name: str
-) -> tuple[Tensor, list[Tensor]]:
-    """Output [M, O] of a head and the activations of its hidden layers, for blocks [M, ...] and directions [R, 3]."""
-    rows = blocks[0].shape[0]
-    activations: list[Tensor] = []
-    y = blocks[0]
-    for number, layer in enumerate(head):
-        width = layer.bias.shape[0]
-        y = work(f"{name} y{number}", rows, width)
-        per_ray = torch.addmm(layer.bias, directions, layer.direction.T)
-        y.view(-1, samples, width).copy_(per_ray.unsqueeze(1).expand(-1, samples, -1))
-        for block, weight in zip(blocks, layer.blocks, strict=True):
-            if weight.shape[1]:
-                y.addmm_(block, weight.T)
-        if layer.previous is not None:
-            y.addmm_(activations[-1], layer.previous.T)
-        if number < len(head) - 1:
-            activations.append(y.relu_())
-    return ACTIVATIONS[activation].apply(y), activations
+def heads_forward(
+    heads: Sequence[Head], activations: Sequence[str], rows: Tensor
+) -> tuple[list[Tensor], list[list[Tensor]]]:
+    """Output [R, O, S] of every head and the activations of its hidden layers.
 
-
-def head_backward(
-    head: Head,
-    activation: str,
-    blocks: Sequence[Tensor],
-    directions: Tensor,
-    forward: tuple[Tensor, list[Tensor]],
-    output_bar: Tensor,
-    blocks_bar: Sequence[Tensor | None],
-    out: Head,
-) -> None:
-    """Add the derivatives by every weight to `out` and by every block to `blocks_bar`.
-
-    `forward` is what `head_forward` gave; `output_bar` [M, O], the derivative by the output, is overwritten.
+    `rows` [R, n, S] holds, head after head and layer after layer, what the layers make of the blocks; overwritten.
     """
-    rays = directions.shape[0]
-    output, activations = forward
-    y_bar = output_bar.mul_(ACTIVATIONS[activation].slope(output))
-    for number in reversed(range(len(head))):
-        layer, layer_out = head[number], out[number]
-        per_ray = y_bar.view(rays, -1, y_bar.shape[1]).sum(1)
-        layer_out.bias.add_(per_ray.sum(0))
-        layer_out.direction.addmm_(per_ray.T, directions)
-        for block, weight, weight_out, bar in zip(blocks, layer.blocks, layer_out.blocks, blocks_bar, strict=True):
-            if weight.shape[1]:
-                weight_out.addmm_(y_bar.T, block)
-                if bar is not None:
-                    bar.addmm_(y_bar, weight)
-        if layer.previous is not None and layer_out.previous is not None:
-            before = activations[number - 1]
-            layer_out.previous.addmm_(y_bar.T, before)
-            y_bar = torch.mm(y_bar, layer.previous).mul_(before > 0)
+    outputs: list[Tensor] = []
+    hidden: list[list[Tensor]] = []
+    parts = rows.split([layer.bias.shape[0] for head in heads for layer in head], 1)
+    start = 0
+    for head, activation in zip(heads, activations, strict=True):
+        inner: list[Tensor] = []
+        for layer, y in zip(head, parts[start : start + len(head)], strict=True):
+            if layer.previous is not None:
+                inner.append(ACTIVATIONS["relu"].apply(outputs.pop()))
+                y.add_(layer.previous @ inner[-1])
+            outputs.append(y)
+        ACTIVATIONS[activation].apply(outputs[-1])
+        hidden.append(inner)
+        start += len(head)
+    return outputs, hidden
+
+
+def heads_backward(
+    heads: Sequence[Head],
+    activations: Sequence[str],
+    forward: tuple[list[Tensor], list[list[Tensor]]],
+    bars: Sequence[Tensor],
+    out: Sequence[Head],
+    rows_bar: Tensor,
+) -> None:
+    """Fill `rows_bar` [R, n, S], the derivative by the rows given to `heads_forward`, and add those by `previous`.
+
+    `forward` is what `heads_forward` gave; `bars` [R, O, S] are the derivatives by the outputs.
+    """
+    parts = rows_bar.split([layer.bias.shape[0] for head in heads for layer in head], 1)
+    stop = len(parts)
+    for number in reversed(range(len(heads))):
+        head, inner = heads[number], forward[1][number]
+        slope = ACTIVATIONS[activations[number]].slope(forward[0][number])
+        y_bar = torch.mul(bars[number], slope, out=parts[stop - 1])
+        for at in reversed(range(1, len(head))):
+            previous, previous_out, before = head[at].previous, out[number][at].previous, inner[at - 1]
+            assert previous is not None and previous_out is not None
+            previous_out.add_(torch.bmm(y_bar, before.transpose(1, 2)).sum(0))
+            y_bar = torch.mul(previous.T @ y_bar, before > 0, out=parts[stop - len(head) + at - 1])
+        stop -= len(head)
 
 
 def apply_per_ray(

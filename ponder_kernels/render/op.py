@@ -32,9 +32,9 @@ from ponder_kernels.sdf_field.op import check_volumes, first_channels
 # Bytes of one [samples, width] buffer of a chunk, of which about a dozen live at once. Smaller ones stay in a CPU's
 # second-level cache, but then the many small operations of a chunk cost more than that saves.
 CHUNK_BYTES = 1 << 22
-# The same for the Triton kernels, whose buffers of a chunk take about 4 times this in all: enough samples to fill a
-# GPU, few enough that its second-level cache helps.
-FUSED_CHUNK_BYTES = 1 << 25
+# For the Triton kernels, whose buffers of a chunk take about 4 times this in all: what the launch table says. Enough
+# samples to fill a GPU, few enough that its second-level cache helps.
+TABLE_CHUNK_BYTES = 0
 
 
 def _check_rays(batch: int, origins: Tensor, directions: Tensor, edges: Tensor) -> dict[str, int]:
@@ -139,7 +139,7 @@ def render_rays(
         normal_floor: unit normals are gradient / max(|gradient|, floor).
         per_sample: whether to return weights, SDF and gradients of all samples.
         chunk_bytes: size of one working buffer, of which about a dozen are alive at once (with Triton, about 4). None:
-            4 MiB, with Triton 32 MiB.
+            4 MiB, with Triton what the launch table says (32 MiB).
         backend: "auto", "triton" or "torch". The Triton kernels take float32 rays, one volume and SDF decoders of up to
             128 inputs and 128 hidden units in all; "auto" takes them on a GPU where they fit.
         precision: of the kernels' matrix products, whose sums are float32: "tf32", "tf32x3", "bf16" or "ieee".
@@ -175,7 +175,7 @@ def render_rays(
     cast = [v.to(origins.dtype) for v, _ in volumes]
     used = fused_precision(backend, precision, chain, cast, origins)
     if chunk_bytes is None:
-        chunk_bytes = CHUNK_BYTES if used is None else FUSED_CHUNK_BYTES
+        chunk_bytes = CHUNK_BYTES if used is None else TABLE_CHUNK_BYTES
     split = [split_head(head, weights.sigmoid) for head, weights in zip(heads, field.heads, strict=True)]
     sampled = [head for head in split if head.per_sample]
     weights, layers = pack(chain, [head.per_sample for head in sampled])
@@ -184,7 +184,7 @@ def render_rays(
     *affine, snap = IDENTITY if normalise is None else normalise
     numbers = [float(cos_anneal_ratio), normal_floor, float(goal.truncation), *affine, float(snap)]
     last = chain[-1].previous
-    carried = [3, widths.second, 0 if last is None else last.shape[1], widths.first + widths.points]
+    carried = [3, 0 if last is None else last.shape[1], widths.first + widths.points, widths.second]
     batch, count = sizes["B"], sizes["R"]
     found = render_sums(
         cast, weights, sharpness, origins.detach(), directions.detach(),

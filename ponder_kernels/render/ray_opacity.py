@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from ponder_kernels._launch import Plan, Specialisation, cdiv, launch, specialise
+from ponder_kernels._tuning import DEFAULT, family_of, parameters, tuned_plan
 
 if TYPE_CHECKING:
     from ponder_kernels.render.chunk import Settings
 
 # One program scans 8 rays, 32 samples at a time: a warp's width, so that a scan stays within a warp.
-BLOCKS = {"BLOCK_R": 8, "BLOCK_S": 32}
+BLOCKS = parameters("opacity_forward_kernel")
 LOSSES = 3
 
 
@@ -90,7 +91,7 @@ def opacity_forward(settings: Settings, samples: RaySamples) -> RayOpacity:
     rays, count = samples.sdf.shape
     weights, transmittance = (torch.empty_like(samples.sdf, memory_format=torch.contiguous_format) for _ in range(2))
     losses = samples.sdf.new_empty((rays, LOSSES))
-    plan = _plan(settings.model)
+    plan = _plan("forward", settings.model, family_of(samples.sdf.device))
     inputs, numbers = _inputs(samples), (settings.cos_anneal_ratio, settings.truncation, _middle(settings))
     flags = (int(samples.hit is not None),)
     outputs = (weights, transmittance, losses)
@@ -103,7 +104,7 @@ def opacity_backward(settings: Settings, samples: RaySamples, transmittance: Ten
     from ponder_kernels.render import kernels
 
     rays, count = samples.sdf.shape
-    plan = _plan(settings.model)
+    plan = _plan("backward", settings.model, family_of(samples.sdf.device))
     grid = _grid(rays, plan)
     sdf_bar, gradient_bar = (
         torch.empty_like(v, memory_format=torch.contiguous_format) for v in (samples.sdf, samples.gradient)
@@ -143,8 +144,8 @@ def _middle(settings: Settings) -> float:
     return 0.5 if settings.middles else 0.0
 
 
-def _plan(model: str) -> Plan:
-    return Plan({"NEUS": model == "neus", **BLOCKS})
+def _plan(direction: str, model: str, family: str = DEFAULT) -> Plan:
+    return tuned_plan(f"opacity_{direction}_kernel", {"NEUS": model == "neus"}, family=family)
 
 
 def _grid(rays: int, plan: Plan) -> tuple[int]:
@@ -156,5 +157,9 @@ def specialisations() -> list[Specialisation]:
     from ponder_kernels.render import kernels
 
     floats = ("ratio", "truncation", "middle", "normal_floor")
-    entries = (kernels.opacity_forward_kernel, kernels.opacity_backward_kernel)
-    return [specialise(kernel, _plan(model), floats=floats) for model in ("neus", "volsdf") for kernel in entries]
+    entries = {"forward": kernels.opacity_forward_kernel, "backward": kernels.opacity_backward_kernel}
+    return [
+        specialise(kernel, _plan(direction, model), floats=floats)
+        for model in ("neus", "volsdf")
+        for direction, kernel in entries.items()
+    ]

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from ponder_kernels._register import register
+from ponder_kernels._threads import PerThread, for_each_in_order
 from ponder_kernels.render.chunk import (
     LOSS_SUMS,
     OUTPUTS,
+    ChunkBar,
     Field,
-    FieldBar,
     Normalisation,
     RayBar,
     Rays,
@@ -163,9 +164,10 @@ class _Call(NamedTuple):
         chain, heads = self.decoders()
         return Field(self.split(chain), chain, heads, self.sharpness)
 
-    def renderer(self) -> Renderer:
-        """What renders the chunks with torch operations."""
-        return Renderer(self.field(), self.settings(), self.normalise())
+    def renderers(self) -> PerThread[Renderer]:
+        """What renders chunks with torch operations, one for each thread."""
+        field, settings, normalise = self.field(), self.settings(), self.normalise()
+        return PerThread(lambda: Renderer(field, settings, normalise))
 
     def fused(self, rays: Rays) -> FusedRenderer:
         """What renders the chunks with Triton kernels."""
@@ -205,11 +207,13 @@ def render_sums(*arguments: Any) -> tuple[Tensor, ...]:
             loss, weights[part] = fused.forward(part, sums[part], sdf[part], gradient[part])
             losses += loss
         return sums, losses, weights, sdf, gradient
-    renderer = call.renderer()
-    for part in call.chunks(sdf.shape[0]):
-        found = renderer.forward(rays.part(part), sums[part])
-        losses += found[0]
-        weights[part], sdf[part], gradient[part] = found[1:]
+    renderers = call.renderers()
+
+    def render(part: slice) -> Tensor:
+        loss, weights[part], sdf[part], gradient[part] = renderers.value.forward(rays.part(part), sums[part])
+        return loss
+
+    for_each_in_order(render, call.chunks(sdf.shape[0]), losses.add_, sdf.device)
     return sums, losses, weights, sdf, gradient
 
 
@@ -252,12 +256,21 @@ def _torch_gradients(
     call: _Call, bar: RayBar, sdf: Tensor, gradient: Tensor, chain: Chain, heads: tuple[Head, ...]
 ) -> tuple[list[Tensor], Tensor]:
     """Derivatives by the volumes and the sharpness; those by the decoders are added to `chain` and `heads`."""
-    rays, renderer = call.rays(), call.renderer()
-    volumes = [VolumeGradient(v) for v in renderer.field.volumes]
-    out = FieldBar(volumes, chain, heads, torch.zeros_like(call.sharpness))
-    for part in call.chunks(sdf.shape[0]):
-        render_backward(renderer, rays.part(part), sdf[part], gradient[part], _part(bar, part), out)
-    return [g.as_volume() for g in volumes], out.sharpness
+    rays, renderers, volumes = call.rays(), call.renderers(), call.split(chain)
+    gradients, sharpness = [VolumeGradient(v) for v in volumes], torch.zeros_like(call.sharpness)
+
+    def backward(part: slice) -> ChunkBar:
+        return render_backward(renderers.value, rays.part(part), sdf[part], gradient[part], _part(bar, part))
+
+    weights = [*flatten((chain, heads)), sharpness]
+
+    def add(found: ChunkBar) -> None:
+        for total, part in zip(gradients, found.volumes, strict=True):
+            total.add(part)
+        torch._foreach_add_(weights, flatten((found.sdf, found.heads, found.sharpness)))
+
+    for_each_in_order(backward, call.chunks(sdf.shape[0]), add, sdf.device)
+    return [g.as_volume() for g in gradients], sharpness
 
 
 def _fused_gradients(

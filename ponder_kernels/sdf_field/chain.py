@@ -11,7 +11,8 @@ The SDF is the first row of the last x. Its activation is softplus with sharpnes
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -52,13 +53,13 @@ class Workspace:
         self._like = like
         self._buffers: dict[str, Tensor] = {}
 
-    def __call__(self, name: str, rows: int, columns: int) -> Tensor:
-        """[rows, columns] of unspecified content, the same memory for the same name."""
-        size = rows * columns
+    def __call__(self, name: str, *shape: int) -> Tensor:
+        """A tensor of unspecified content, the same memory for the same name."""
+        size = math.prod(shape)
         buffer = self._buffers.get(name)
         if buffer is None or buffer.numel() < size:
             buffer = self._buffers[name] = self._like.new_empty(size)
-        return buffer[:size].view(rows, columns)
+        return buffer[:size].view(shape)
 
 
 def check_chain(name: str, chain: Sequence[Layer], inputs: int) -> None:
@@ -101,6 +102,11 @@ def rebuild(tree: Any, leaves: Iterator[Tensor]) -> Any:
         return next(leaves)
     branches = [rebuild(branch, leaves) for branch in tree]
     return type(tree)(*branches) if hasattr(tree, "_fields") else tuple(branches)
+
+
+def map_tensors(tree: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """The same nested tuples with `function` of every tensor."""
+    return rebuild(tree, iter([function(leaf) for leaf in flatten(tree)]))
 
 
 def scaled(chain: Sequence[Layer]) -> Chain:
@@ -162,91 +168,127 @@ def distance(chain: Chain, z: Tensor, hidden: Hidden) -> Tensor:
 
 
 class Slopes(NamedTuple):
-    """Derivatives of the SDF: by the input z [M, I], by each hidden y (u) and by each hidden h (v), [M, K_l]."""
+    """Derivatives of the SDF: by the input z [M, I]; by y (u) and h (v) of every hidden layer but the last."""
 
     z: Tensor
     u: list[Tensor]
     v: list[Tensor]
 
 
-def input_gradient(chain: Chain, hidden: Hidden, rows: int, work: Workspace) -> Slopes:
-    """d sdf / d z by the chain rule from the last layer to the first.
+class LastHidden(NamedTuple):
+    """What multiplies the slopes s of the last hidden layer: all samples share its v, so it is put into the weights."""
 
-    The v of the last hidden layer is one row for all samples; it is kept as [1, K].
-    """
-    last = chain[-1]
+    inputs: Tensor
+    previous: Tensor | None
+
+
+def last_hidden(chain: Chain) -> LastHidden:
+    """Rows of the last hidden layer times the weights of the SDF on them."""
+    layer, through = chain[-2], chain[-1].previous
+    assert through is not None
+    v = through[0].unsqueeze(1)
+    return LastHidden(v * layer.inputs, None if layer.previous is None else v * layer.previous)
+
+
+def input_gradient(chain: Chain, hidden: Hidden, rows: int, work: Workspace) -> Slopes:
+    """d sdf / d z by the chain rule from the last layer to the first."""
+    last, count = chain[-1], len(chain) - 1
     z = work("chain g", rows, last.inputs.shape[1])
-    z.copy_(last.inputs[0].expand_as(z))
-    count = len(chain) - 1
-    u: list[Tensor] = [z] * count
-    v: list[Tensor] = [z] * count
-    for number in reversed(range(count)):
-        if number == count - 1:
-            assert last.previous is not None
-            v[number] = last.previous[:1]
-        else:
-            through = chain[number + 1].previous
-            assert through is not None
-            v[number] = torch.mm(u[number + 1], through, out=work(f"chain v{number}", rows, through.shape[1]))
-        u[number] = torch.mul(
-            hidden.slopes[number], v[number], out=work(f"chain u{number}", *hidden.slopes[number].shape)
-        )
+    if count == 0:
+        return Slopes(z.copy_(last.inputs[0].expand_as(z)), [], [])
+    top, slope = last_hidden(chain), hidden.slopes[-1]
+    torch.addmm(last.inputs[0], slope, top.inputs, out=z)
+    u: list[Tensor] = [z] * (count - 1)
+    v: list[Tensor] = [z] * (count - 1)
+    after, through = slope, top.previous
+    for number in reversed(range(count - 1)):
+        assert through is not None
+        v[number] = torch.mm(after, through, out=work(f"chain v{number}", rows, through.shape[1]))
+        slope = hidden.slopes[number]
+        u[number] = torch.mul(slope, v[number], out=work(f"chain u{number}", *slope.shape))
         z.addmm_(u[number], chain[number].inputs)
+        after, through = u[number], chain[number].previous
     return Slopes(z, u, v)
 
 
 class ChainBar(NamedTuple):
-    """Upstream derivatives of a chain: by sdf [M], by d sdf / d z [M, I], and further ones by z and the last h."""
+    """Upstream derivatives of a chain: by d sdf / d z [M, I]; by z [M, I] and the last h [M, K] in all other ways."""
 
-    sdf: Tensor
     gradient: Tensor
     z: Tensor
-    hidden: Tensor | None
+    hidden: Tensor
+
+
+def value_backward(chain: Chain, z: Tensor, hidden: Hidden, sdf_bar: Tensor, out: Chain) -> tuple[Tensor, Tensor]:
+    """Add the derivatives of the SDF by the last layer to `out`; return those by z [M, I] and the last h [M, K]."""
+    last, last_out = chain[-1], out[-1]
+    last_out.inputs[0].addmv_(z.T, sdf_bar)
+    last_out.bias[0].add_(sdf_bar.sum())
+    z_bar = torch.outer(sdf_bar, last.inputs[0])
+    if last.previous is None or last_out.previous is None:
+        return z_bar, z_bar[:, :0]
+    last_out.previous[0].addmv_(hidden.values[-1].T, sdf_bar)
+    return z_bar, torch.outer(sdf_bar, last.previous[0])
 
 
 def chain_backward(
     chain: Chain, z: Tensor, hidden: Hidden, slopes: Slopes, bar: ChainBar, out: Chain, work: Workspace
 ) -> Tensor:
-    """Add the derivatives by every weight to `out`, and return that by z [M, I] (in `bar.z`).
+    """Add the derivatives by every weight but those of the SDF's value to `out`; return that by z [M, I] (in `bar.z`).
 
     First the closed-form gradient is run backwards (front to back of the chain), which is what a second backward pass
     through autograd would compute; then the value. `slopes.u` and `bar` are overwritten.
     """
     rows, count = z.shape[0], len(chain) - 1
-    last, last_out = chain[-1], out[-1]
-    last_out.inputs[0].add_(bar.gradient.sum(0)).addmv_(z.T, bar.sdf)
-    last_out.bias[0].add_(bar.sdf.sum())
-    z_bar = bar.z.addr_(bar.sdf, last.inputs[0])
+    out[-1].inputs[0].add_(bar.gradient.sum(0))
+    if count == 0:
+        return bar.z
     curvatures = []
     v_bar = None
-    for number in range(count):
+    for number in range(count - 1):
+        layer, layer_out = chain[number], out[number]
         slope, u = hidden.slopes[number], slopes.u[number]
-        out[number].inputs.addmm_(u.T, bar.gradient)
-        width = slope.shape[1]
-        u_bar = torch.mm(bar.gradient, chain[number].inputs.T, out=work(f"chain ubar{number}", rows, width))
-        previous, previous_out = chain[number].previous, out[number].previous
-        if previous is not None and previous_out is not None and v_bar is not None:
-            u_bar.addmm_(v_bar, previous.T)
-            previous_out.addmm_(u.T, v_bar)
+        layer_out.inputs.addmm_(u.T, bar.gradient)
+        u_bar = torch.mm(bar.gradient, layer.inputs.T, out=work(f"chain ubar{number}", *slope.shape))
+        if layer.previous is not None and layer_out.previous is not None and v_bar is not None:
+            u_bar.addmm_(v_bar, layer.previous.T)
+            layer_out.previous.addmm_(u.T, v_bar)
         # u = s v: the derivative by v goes on, that by s becomes one by y, with s' = s (1 - s); u is done with.
         v_bar = torch.mul(u_bar, slope, out=u)
         curvatures.append(torch.mul(v_bar, slopes.v[number], out=u_bar))
-    if count == 0:
-        return z_bar
-    assert last.previous is not None and last_out.previous is not None and v_bar is not None
-    last_out.previous[0].add_(v_bar.sum(0)).addmv_(hidden.values[-1].T, bar.sdf)
-    if bar.hidden is None:
-        h_bar = torch.mul(bar.sdf.unsqueeze(1), last.previous[0], out=work("chain hbar", rows, last.previous.shape[1]))
-    else:
-        h_bar = bar.hidden.addr_(bar.sdf, last.previous[0])
+    curvatures.append(_last_slopes_backward(chain, hidden.slopes[-1], bar.gradient, v_bar, out, work))
+    h_bar = bar.hidden
     for number in reversed(range(count)):
         # y_bar = s h_bar + (1 - s) s v u_bar.
         y_bar = torch.lerp(curvatures[number], h_bar, hidden.slopes[number], out=curvatures[number])
         layer, layer_out = chain[number], out[number]
         layer_out.inputs.addmm_(y_bar.T, z)
         layer_out.bias.add_(y_bar.sum(0))
-        z_bar.addmm_(y_bar, layer.inputs)
+        bar.z.addmm_(y_bar, layer.inputs)
         if layer.previous is not None and layer_out.previous is not None:
             layer_out.previous.addmm_(y_bar.T, hidden.values[number - 1])
             h_bar = torch.mm(y_bar, layer.previous, out=work(f"chain hbar{number}", rows, layer.previous.shape[1]))
-    return z_bar
+    return bar.z
+
+
+def _last_slopes_backward(
+    chain: Chain, slope: Tensor, gradient_bar: Tensor, v_bar: Tensor | None, out: Chain, work: Workspace
+) -> Tensor:
+    """The backward of the last hidden layer's part in `input_gradient`: returns s v u_bar [M, K].
+
+    With t = s^T [gradient_bar | v_bar], [K, *], the derivative by its rows is v t and that by v the sum of rows * t.
+    """
+    layer, layer_out, through, through_out = chain[-2], out[-2], chain[-1].previous, out[-1].previous
+    assert through is not None and through_out is not None
+    top, v = last_hidden(chain), through[0].unsqueeze(1)
+    turned = slope.T @ gradient_bar
+    layer_out.inputs.addcmul_(v, turned)
+    by_v = (layer.inputs * turned).sum(1)
+    found = torch.mm(gradient_bar, top.inputs.T, out=work("chain last ubar", *slope.shape))
+    if v_bar is not None and top.previous is not None and layer.previous is not None and layer_out.previous is not None:
+        turned = slope.T @ v_bar
+        layer_out.previous.addcmul_(v, turned)
+        by_v += (layer.previous * turned).sum(1)
+        found.addmm_(v_bar, top.previous.T)
+    through_out[0].add_(by_v)
+    return found.mul_(slope)

@@ -11,6 +11,7 @@ from torch import Tensor
 from ponder_kernels import _check
 from ponder_kernels._backend import choose_backend
 from ponder_kernels._launch import Plan, Specialisation, cdiv, launch, next_power_of_two, specialise
+from ponder_kernels._tuning import DEFAULT, HIP, family_of, tuned_plan
 from ponder_kernels.sdf_field.chain import Chain
 from ponder_kernels.sdf_field.gather import VolumeGeometry
 from ponder_kernels.sdf_field.packing import (
@@ -24,35 +25,17 @@ from ponder_kernels.sdf_field.packing import (
 from ponder_kernels.sdf_field.volumes import SplitVolume, VolumeGradient, locate
 
 PRECISIONS = ("tf32", "tf32x3", "bf16", "ieee")
-HIP = torch.version.hip is not None
 # Channels of the second half that a program handles at once.
 BLOCK_C = 64
 
 
-class Tile(NamedTuple):
-    """Points and warps per program."""
+def bucket(sizes: FieldSizes, precision: str) -> str:
+    """Whose row in the launch table a field takes, in kernels with matrix products.
 
-    rows: int
-    warps: int
-
-
-def tile(sizes: FieldSizes, precision: str, hip: bool) -> Tile:
-    """Of the kernels with matrix products: the largest that needs no spills (see benchmarks/results/resources.md)."""
-    if hip:
-        return HIP_TILE
-    return TILES.get((precision, sizes.layers > 1), Tile(16, 8))
-
-
-TILES = {
-    ("tf32", False): Tile(32, 8),
-    ("bf16", False): Tile(32, 8),
-    ("tf32", True): Tile(16, 4),
-    ("bf16", True): Tile(16, 4),
-}
-# Four warps leave a lane all 512 registers.
-HIP_TILE = Tile(16, 4)
-# More channels at once spill where atomics are scalar (sm_80).
-SCATTER_TILE, SCATTER_C = Tile(32, 8), 32
+    The default rows are the largest tiles that need no spills (see benchmarks/results/resources.md). In the scatter,
+    which has one row for all, more channels at once spill where atomics are scalar (sm_80).
+    """
+    return f"{precision}-deep" if sizes.layers > 1 else precision
 
 
 class Points(NamedTuple):
@@ -93,38 +76,39 @@ def _constants(sizes: FieldSizes, align_corners: bool, padding: str) -> dict[str
 
 
 class Plans(NamedTuple):
-    """Launches of one field: its constants, and the tile of the kernels with matrix products."""
+    """Launches of one field: its constants, the bucket of its rows in the launch table, and the family of GPUs."""
 
     constants: dict[str, int | bool]
-    tile: Tile
+    bucket: str
     precision: str
+    family: str
 
     def forward(self, gradient: bool, store: bool, rays: bool, slope: bool) -> Plan:
         """Plan of the forward kernel."""
         flags = {"GRADIENT": gradient, "STORE": store, "RAYS": rays, "STORE_SLOPE": slope}
-        return self._plan({**self.constants, **flags})
+        return self._plan("sdf_field_forward_kernel", {**self.constants, **flags})
 
     def backward(self, state_bar: bool) -> Plan:
         """Plan of the backward kernel."""
         kept = {k: v for k, v in self.constants.items() if k not in ("SECOND", "BLOCK_C")}
-        return self._plan({**kept, "HAS_STATE_BAR": state_bar})
+        return self._plan("sdf_field_backward_kernel", {**kept, "HAS_STATE_BAR": state_bar})
 
     def scatter(self, state_bar: bool) -> Plan:
         """Plan of the scatter kernel."""
         left_out = ("POINTS", "LAYERS", "SECOND_WIDTH")
         kept = {k: v for k, v in self.constants.items() if k not in left_out}
-        block = min(SCATTER_C, max(16, next_power_of_two(int(kept["FIRST"]))))
-        tiled = {**kept, "HAS_STATE_BAR": state_bar, "BLOCK_M": SCATTER_TILE.rows, "BLOCK_C": block}
-        return Plan(tiled, SCATTER_TILE.warps)
+        plan = tuned_plan("sdf_field_scatter_kernel", {**kept, "HAS_STATE_BAR": state_bar}, family=self.family)
+        block = min(plan.constexprs["BLOCK_C"], max(16, next_power_of_two(int(kept["FIRST"]))))
+        return Plan({**plan.constexprs, "BLOCK_C": block}, plan.num_warps)
 
-    def _plan(self, constants: dict[str, int | bool]) -> Plan:
-        tiled = {**constants, "PRECISION": PRECISIONS.index(self.precision), "BLOCK_M": self.tile.rows}
-        return Plan(tiled, self.tile.warps)
+    def _plan(self, kernel: str, constants: dict[str, int | bool]) -> Plan:
+        precise = {**constants, "PRECISION": PRECISIONS.index(self.precision)}
+        return tuned_plan(kernel, precise, self.bucket, self.family)
 
 
-def plans(sizes: FieldSizes, align_corners: bool, padding: str, precision: str, hip: bool) -> Plans:
-    """Plans of a field; `hip`: for AMD's GPUs."""
-    return Plans(_constants(sizes, align_corners, padding), tile(sizes, precision, hip), precision)
+def plans(sizes: FieldSizes, align_corners: bool, padding: str, precision: str, family: str) -> Plans:
+    """Plans of a field for a family of GPUs."""
+    return Plans(_constants(sizes, align_corners, padding), bucket(sizes, precision), precision, family)
 
 
 class FusedField:
@@ -146,7 +130,8 @@ class FusedField:
         self.rows, self.box = rows, geometry.box.to(rows.dtype).contiguous()
         self.extent = geometry.shape[1:]
         self.packed = pack_chain(chain, self.sizes)
-        self._plans = plans(self.sizes, geometry.align_corners, geometry.padding, precision, HIP)
+        family = family_of(rows.device)
+        self._plans = plans(self.sizes, geometry.align_corners, geometry.padding, precision, family)
 
     def forward(
         self,
@@ -215,7 +200,7 @@ class FusedField:
             return
         plan = self._plans.scatter(state_bar is not None)
         launch(
-            kernels.sdf_field_scatter_kernel, (cdiv(count, SCATTER_TILE.rows),), plan,
+            kernels.sdf_field_scatter_kernel, (cdiv(count, int(plan.constexprs["BLOCK_M"])),), plan,
             given.points, self.box, state, bars[1], input_bar, bar, volume_bar.sums, *sizes,
         )  # fmt: skip
 
@@ -237,8 +222,10 @@ class FusedGradient:
         """Add in a fixed order: `features` are [M, Cs] by the features, and what `along` [M, 3] multiplies."""
         assert self._sorted is not None
         samples = locate([self._volume], points, scene)
-        rest = None if self._volume.second is None or second is None else second.contiguous()
-        samples.scatter([self._volume], [self._sorted], *features, samples.along(along), rest)
+        first, slope = features
+        both = first if self._volume.second is None or second is None else torch.cat([first, second], 1)
+        for part in samples.scatter([self._volume], both, slope, samples.along(along)):
+            self._sorted.add(part)
 
     def as_volume(self) -> Tensor:
         """[B, C, D, H, W], channels last."""
@@ -279,17 +266,17 @@ def specialisations() -> list[Specialisation]:
     """Compiled forms for PonderV2's configurations and for decoders without and with two hidden layers."""
     affine, two = FieldSizes(24, 20, 4, False, 32, 16, 0), FieldSizes(64, 64, 0, False, 64, 64, 2)
     forms = []
-    for hip in (False, True):
+    for family in (DEFAULT, HIP):
         for sizes, padding, precisions in (
-            (INDOOR, "zeros", ("tf32", "ieee" if hip else "tf32x3", "bf16")),
+            (INDOOR, "zeros", ("tf32", "ieee" if family == HIP else "tf32x3", "bf16")),
             (OUTDOOR, "border", ("tf32",)),
             (affine, "border", ("tf32",)),
             (two, "zeros", ("tf32",)),
         ):
             for precision in precisions:
-                made = plans(sizes, sizes is OUTDOOR, padding, precision, hip)
+                made = plans(sizes, sizes is OUTDOOR, padding, precision, family)
                 every = sizes in (INDOOR, OUTDOOR) and precision == "tf32"
-                forms += _forms(made, every, "hip" if hip else "cuda")
+                forms += _forms(made, every, "hip" if family == HIP else "cuda")
     return forms
 
 

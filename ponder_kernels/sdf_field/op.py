@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from ponder_kernels import _check
 from ponder_kernels._register import keeps_float32
+from ponder_kernels._threads import PerThread, for_each_in_order
 from ponder_kernels.sdf_field.chain import (
     Chain,
     ChainBar,
@@ -22,12 +23,15 @@ from ponder_kernels.sdf_field.chain import (
     distance,
     flatten,
     input_gradient,
+    map_tensors,
     rebuild,
     scaled,
+    value_backward,
 )
 from ponder_kernels.sdf_field.fused import FusedField, FusedGradient, Points, fused_precision, specialisations
 from ponder_kernels.sdf_field.gather import PADDINGS, VolumeGeometry, volume_rows
-from ponder_kernels.sdf_field.volumes import SplitVolume, VolumeGradient, locate, split_volume
+from ponder_kernels.sdf_field.packed import batch_points
+from ponder_kernels.sdf_field.volumes import RowSums, SplitVolume, VolumeGradient, locate, split_volume
 
 # Points evaluated at once: enough that the time of small operations does not show.
 POINTS_AT_ONCE = 16384
@@ -36,7 +40,7 @@ FUSED_POINTS_AT_ONCE = 1 << 15
 
 
 class SdfField(NamedTuple):
-    """sdf [B, N] and, where asked for, its gradient with respect to the points [B, N, 3]."""
+    """sdf [B, N] and, where asked for, its gradient by the points [B, N, 3]; [N] and [N, 3] for packed ones."""
 
     sdf: Tensor
     gradient: Tensor | None
@@ -84,23 +88,20 @@ class _SdfField(torch.autograd.Function):
         chain = rebuild(plan.chain, iter(tensors[n_volumes:]))
         ctx.save_for_backward(points, scene, *tensors[n_volumes:])
         ctx.plan, ctx.n_volumes = plan, n_volumes
-        work = Workspace(points)
         sdf = points.new_empty(points.shape[0])
         gradient = points.new_empty(points.shape[0] if plan.gradient else 0, 3)
         if fused := plan.fused(chain):
             fused.forward(Points(points, 0, plan.per_scene), sdf, gradient if plan.gradient else None)
             return sdf, gradient
-        for start in range(0, points.shape[0], POINTS_AT_ONCE):
-            part = slice(start, start + POINTS_AT_ONCE)
-            samples = locate(plan.volumes, points[part], scene[part])
-            z = _input(plan, samples.features(plan.volumes, second=False), points[part])
-            hidden = activate(chain, z, work, slopes=plan.gradient)
-            sdf[part] = distance(chain, z, hidden)
-            if plan.gradient:
-                by_z = input_gradient(chain, hidden, z.shape[0], work).z
-                gradient[part] = samples.slopes(plan.volumes, by_z)
-                if plan.points:
-                    gradient[part] += by_z[:, -3:]
+        workspaces = PerThread(lambda: Workspace(points))
+
+        def run(part: slice) -> None:
+            found = _forward(plan, chain, points[part], scene[part], workspaces.value)
+            sdf[part] = found[0]
+            if found[1] is not None:
+                gradient[part] = found[1]
+
+        for_each_in_order(run, _parts(points.shape[0]), lambda _: None, points.device)
         return sdf, gradient
 
     @staticmethod
@@ -117,20 +118,56 @@ class _SdfField(torch.autograd.Function):
             volume_bar = _fused_backward(plan, fused, points, scene, (sdf_bar, gradient_bar), out)
             return None, None, None, None, volume_bar if needs[0] else None, *flatten(out)
         volumes = [VolumeGradient(v) for v in plan.volumes]
-        work = Workspace(points)
-        for start in range(0, points.shape[0], POINTS_AT_ONCE):
-            part = slice(start, start + POINTS_AT_ONCE)
-            samples = locate(plan.volumes, points[part], scene[part])
-            z = _input(plan, samples.features(plan.volumes, second=False), points[part])
-            hidden = activate(chain, z, work)
-            slopes = input_gradient(chain, hidden, z.shape[0], work)
-            along = samples.along(gradient_bar[part])
-            by_z = _input(plan, samples.directional(plan.volumes, along), gradient_bar[part])
-            bar = ChainBar(sdf_bar[part], by_z, torch.zeros_like(z), None)
-            z_bar = chain_backward(chain, z, hidden, slopes, bar, out, work)
-            samples.scatter(plan.volumes, volumes, z_bar, slopes.z, along, None)
+        workspaces = PerThread(lambda: Workspace(points))
+
+        def run(part: slice) -> tuple[list[RowSums], Chain]:
+            bars = sdf_bar[part], gradient_bar[part]
+            return _backward(plan, chain, points[part], scene[part], bars, workspaces.value)
+
+        def add(found: tuple[list[RowSums], Chain]) -> None:
+            for volume, part in zip(volumes, found[0], strict=True):
+                volume.add(part)
+            torch._foreach_add_(flatten(out), flatten(found[1]))
+
+        for_each_in_order(run, _parts(points.shape[0]), add, points.device)
         grads = [g.as_volume() if need else None for g, need in zip(volumes, needs, strict=False)]
         return None, None, None, None, *grads, *flatten(out)
+
+
+def _parts(count: int) -> list[slice]:
+    """Which points are evaluated at once."""
+    return [slice(start, min(start + POINTS_AT_ONCE, count)) for start in range(0, count, POINTS_AT_ONCE)]
+
+
+def _forward(plan: _Plan, chain: Chain, points: Tensor, scene: Tensor, work: Workspace) -> tuple[Tensor, Tensor | None]:
+    """sdf [M] and, if wanted, its gradient [M, 3]."""
+    samples = locate(plan.volumes, points, scene)
+    z = samples.features(plan.volumes, points if plan.points else None, second=False)
+    hidden = activate(chain, z, work, slopes=plan.gradient)
+    sdf = distance(chain, z, hidden)
+    if not plan.gradient:
+        return sdf, None
+    by_z = input_gradient(chain, hidden, z.shape[0], work).z
+    gradient = samples.slopes(plan.volumes, by_z)
+    return sdf, gradient.add_(by_z[:, -3:]) if plan.points else gradient
+
+
+def _backward(
+    plan: _Plan, chain: Chain, points: Tensor, scene: Tensor, bars: tuple[Tensor, Tensor], work: Workspace
+) -> tuple[list[RowSums], Chain]:
+    """Derivatives by the volumes and the decoder, given those by sdf [M] and its gradient [M, 3]."""
+    out: Chain = map_tensors(chain, torch.zeros_like)
+    samples = locate(plan.volumes, points, scene)
+    z = samples.features(plan.volumes, points if plan.points else None, second=False)
+    hidden = activate(chain, z, work)
+    slopes = input_gradient(chain, hidden, z.shape[0], work)
+    along = samples.along(bars[1])
+    by_z = samples.directional(plan.volumes, along)
+    if plan.points:
+        by_z = torch.cat([by_z, bars[1]], 1)
+    bar = ChainBar(by_z, *value_backward(chain, z, hidden, bars[0], out))
+    z_bar = chain_backward(chain, z, hidden, slopes, bar, out, work)
+    return samples.scatter(plan.volumes, z_bar, slopes.z, along), out
 
 
 def _fused_backward(
@@ -149,10 +186,6 @@ def _fused_backward(
     return volume_bar.as_volume()
 
 
-def _input(plan: _Plan, features: Tensor, points: Tensor) -> Tensor:
-    return torch.cat([features, points], 1) if plan.points else features
-
-
 @keeps_float32("volume")
 def sdf_field(
     volume: Tensor | Sequence[Tensor],
@@ -164,6 +197,7 @@ def sdf_field(
     with_points: bool = False,
     align_corners: bool = False,
     padding: str = "border",
+    scene_offsets: Tensor | None = None,
     backend: str = "auto",
     precision: str = "tf32",
 ) -> SdfField:
@@ -178,12 +212,16 @@ def sdf_field(
             the dtype of `points`. The SDF reads the first channels of each, as many as the decoder is wide.
         layers: the decoder, with PonderV2's softplus (sharpness 100) between its layers, on [features | points]; the
             first row of the last layer is the SDF.
-        points: [B, N, 3] float32 or float64, (x, y, z) in the coordinates of `box`.
+        points: [B, N, 3], or those of all scenes packed into [N, 3], such as the samples of rays that have different
+            numbers of them; float32 or float64, (x, y, z) in the coordinates of `box`.
         box: [B, 2, 3] region that each volume spans; its unit is the unit of the SDF.
         gradient: whether to return the gradient.
         with_points: whether the decoder sees the points, as its last three columns.
         align_corners: voxel centres on the faces of the box (True) or half a voxel inside (False).
         padding: "border" or "zeros", as in torch.nn.functional.grid_sample.
+        scene_offsets: None for [B, N, 3]. For [N, 3]: [B + 1] int32 or int64, scene b owns the points
+            ``scene_offsets[b] : scene_offsets[b + 1]``. Its values are read, so that a GPU is waited for; scenes are
+            evaluated as if each had as many points as the largest.
         backend: "auto", "triton" or "torch". The Triton kernels take float32 points, one volume and decoders of up to
             128 inputs and 128 hidden units in all; "auto" takes them on a GPU where they fit.
         precision: of the kernels' matrix products, whose sums are float32: "tf32", "tf32x3", "bf16" or "ieee".
@@ -200,8 +238,14 @@ def sdf_field(
     volumes = check_volumes(volume, box, align_corners, padding)
     batch = box.shape[0]
     _check.floating("points", points, (torch.float32, torch.float64))
-    count = _check.shape("points", points, "B N 3", {"B": batch})["N"]
     _check.same_device("volume", volumes[0][0], points=points)
+    at = None
+    if points.dim() == 2:
+        _check.shape("points", points, "N 3")
+        points, at = batch_points(points, scene_offsets, batch)
+    elif scene_offsets is not None:
+        raise ValueError(f"scene_offsets: expected None, or points of shape [N, 3], got {list(points.shape)}")
+    count = _check.shape("points", points, "B N 3", {"B": batch})["N"]
     per_volume = first_channels("layers", layers, [v for v, _ in volumes], with_points)
     chain = scaled(layers)
     last = chain[-1]
@@ -214,6 +258,8 @@ def sdf_field(
     plan = _Plan(split, chain, with_points, gradient, count, rows, used)
     scene = torch.arange(batch, device=points.device).repeat_interleave(count)
     sdf, along = _SdfField.apply(plan, points.detach().reshape(-1, 3), scene, len(cast), *cast, *flatten(chain))
+    if at is not None:
+        return SdfField(sdf[at], along[at] if gradient else None)
     return SdfField(sdf.view(batch, count), along.view(batch, count, 3) if gradient else None)
 
 

@@ -12,16 +12,15 @@ from torch import Tensor
 from ponder_kernels.sdf_field.gather import Corners, Scatter, VolumeGeometry, find_corners, gather_rows, volume_rows
 
 
-def lazy_zeros(like: Tensor) -> Tensor:
-    """Zeros like a matrix [rows, columns], on a CPU without writing them.
+def lazy_zeros(like: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Zeros of the type of `like`, on a CPU without writing them.
 
     The pages are mapped when they are first touched: rays reach a small part of a volume, and clearing the gradient of
     the rest takes longer than many rays do.
     """
     if like.device.type != "cpu":
-        return torch.zeros_like(like)
-    kind = np.float64 if like.dtype == torch.float64 else np.float32
-    return torch.from_numpy(np.zeros(tuple(like.shape), kind))
+        return like.new_zeros(shape)
+    return torch.from_numpy(np.zeros(shape, np.float64 if like.dtype == torch.float64 else np.float32))
 
 
 class RowView(NamedTuple):
@@ -42,14 +41,19 @@ class SplitVolume(NamedTuple):
     Attributes:
         first: the SDF's channels.
         second: the others; None where there are none.
+        whole: all channels [B D H W, C], where `first` and `second` are halves of them, so that no copy was made.
         geometry: how positions map to voxels.
-        halves: whether both parts are views of one tensor (equal widths), so that no copy was made.
     """
 
     first: RowView
     second: RowView | None
+    whole: Tensor | None
     geometry: VolumeGeometry
-    halves: bool
+
+    @property
+    def channels(self) -> int:
+        """C of the volume."""
+        return self.first.rows.shape[1] + (0 if self.second is None else self.second.rows.shape[1])
 
 
 def split_volume(volume: Tensor, sdf_channels: int, geometry: VolumeGeometry) -> SplitVolume:
@@ -57,31 +61,45 @@ def split_volume(volume: Tensor, sdf_channels: int, geometry: VolumeGeometry) ->
     rows = volume_rows(volume)
     channels = rows.shape[1]
     if channels == sdf_channels:
-        return SplitVolume(RowView(rows, 1, 0), None, geometry, False)
+        return SplitVolume(RowView(rows, 1, 0), None, None, geometry)
     if channels == 2 * sdf_channels:
-        halves = rows.reshape(-1, sdf_channels)
-        return SplitVolume(RowView(halves, 2, 0), RowView(halves, 2, 1), geometry, True)
+        rows = rows.contiguous()
+        halves = rows.view(-1, sdf_channels)
+        return SplitVolume(RowView(halves, 2, 0), RowView(halves, 2, 1), rows, geometry)
     first, second = rows[:, :sdf_channels].contiguous(), rows[:, sdf_channels:].contiguous()
-    return SplitVolume(RowView(first, 1, 0), RowView(second, 1, 0), geometry, False)
+    return SplitVolume(RowView(first, 1, 0), RowView(second, 1, 0), None, geometry)
+
+
+class RowSums(NamedTuple):
+    """Derivatives by some voxels: their numbers [n] and sums [n, *], of all channels or of the SDF's only."""
+
+    rows: Tensor
+    sums: Tensor
 
 
 class VolumeGradient:
-    """Sums of derivatives by the rows of one split volume."""
+    """Sums of derivatives by one volume."""
 
     def __init__(self, volume: SplitVolume) -> None:
         self.volume = volume
-        self.first = lazy_zeros(volume.first.rows)
-        self.second = self.first
-        if volume.second is not None and not volume.halves:
-            self.second = lazy_zeros(volume.second.rows)
+        like = volume.first.rows
+        batch, depth, height, width = volume.geometry.shape
+        self.rows = lazy_zeros(like, (batch * depth * height * width, volume.channels))
+
+    def add(self, part: RowSums) -> None:
+        """Add to some voxels."""
+        width, channels = part.sums.shape[1], self.rows.shape[1]
+        if width == channels:
+            self.rows.index_add_(0, part.rows, part.sums)
+        elif channels == 2 * width:
+            # index_add_ is fast on contiguous rows only.
+            self.rows.view(-1, width).index_add_(0, part.rows * 2, part.sums)
+        else:
+            self.rows[:, :width].index_add_(0, part.rows, part.sums)
 
     def as_volume(self) -> Tensor:
         """[B, C, D, H, W], channels last."""
-        batch, depth, height, width = self.volume.geometry.shape
-        rows = self.first
-        if self.volume.second is not None and not self.volume.halves:
-            rows = torch.cat([self.first, self.second], 1)
-        return rows.view(batch, depth, height, width, -1).permute(0, 4, 1, 2, 3)
+        return self.rows.view(*self.volume.geometry.shape, -1).permute(0, 4, 1, 2, 3)
 
 
 class Samples(NamedTuple):
@@ -89,13 +107,17 @@ class Samples(NamedTuple):
 
     corners: list[Corners]
 
-    def features(self, volumes: Sequence[SplitVolume], second: bool) -> Tensor:
-        """First or second channels of all volumes side by side, [M, sum of C]."""
-        found = []
-        for volume, corners in zip(volumes, self.corners, strict=True):
-            view = volume.second if second else volume.first
-            if view is not None:
-                found.append(gather_rows(view.rows, view.of(corners.rows), corners.weight))
+    def features(self, volumes: Sequence[SplitVolume], points: Tensor | None, second: bool) -> Tensor:
+        """First channels of all volumes side by side, the points [M, 3] if given, and second channels if asked for."""
+        if second and points is None and len(volumes) == 1 and volumes[0].whole is not None:
+            return gather_rows(volumes[0].whole, self.corners[0].rows, self.corners[0].weight)
+        pairs = list(zip(volumes, self.corners, strict=True))
+        found = [gather_rows(v.first.rows, v.first.of(c.rows), c.weight) for v, c in pairs]
+        found += [] if points is None else [points]
+        if second:
+            found += [
+                gather_rows(v.second.rows, v.second.of(c.rows), c.weight) for v, c in pairs if v.second is not None
+            ]
         return found[0] if len(found) == 1 else torch.cat(found, 1)
 
     def slopes(self, volumes: Sequence[SplitVolume], by_features: Tensor) -> Tensor:
@@ -117,44 +139,39 @@ class Samples(NamedTuple):
         return [corners.along(direction) for corners in self.corners]
 
     def directional(self, volumes: Sequence[SplitVolume], along: Sequence[Tensor]) -> Tensor:
-        """Derivatives of the features in the direction of `along`: [M, sum of C]."""
+        """Derivatives of the first channels in the direction of `along`: [M, sum of C]."""
         triples = zip(volumes, self.corners, along, strict=True)
         found = [gather_rows(v.first.rows, v.first.of(c.rows), weight) for v, c, weight in triples]
         return found[0] if len(found) == 1 else torch.cat(found, 1)
 
     def scatter(
-        self,
-        volumes: Sequence[SplitVolume],
-        out: Sequence[VolumeGradient],
-        first_bar: Tensor,
-        by_features: Tensor,
-        along: Sequence[Tensor],
-        second_bar: Tensor | None,
-    ) -> None:
-        """Add to the volumes' gradients: derivatives by the features, and those by `slopes`.
+        self, volumes: Sequence[SplitVolume], features_bar: Tensor, by_features: Tensor, along: Sequence[Tensor]
+    ) -> list[RowSums]:
+        """What the volumes' gradients grow by: derivatives by the features, and those by `slopes`.
 
         Args:
-            volumes, out: the volumes and their gradients.
-            first_bar: [M, C] by the first channels.
+            volumes: the volumes.
+            features_bar: [M, *] by what `features` returned; only first channels where it has no second ones.
             by_features: [M, C] as given to `slopes`.
             along: weights in the direction of the derivatives by what `slopes` returned.
-            second_bar: [M, C'] by the second channels.
         """
-        start = other = 0
-        for volume, corners, gradient, weight in zip(volumes, self.corners, out, along, strict=True):
+        firsts = [volume.first.rows.shape[1] for volume in volumes]
+        seconds = [volume.channels - first for volume, first in zip(volumes, firsts, strict=True)]
+        more = features_bar.shape[1] > by_features.shape[1]
+        start, other = 0, by_features.shape[1]
+        found = []
+        for corners, weight, width, rest in zip(self.corners, along, firsts, seconds, strict=True):
             scatter = Scatter(corners.rows)
-            rows = scatter.rows.long()  # index_add_ is slower with int32
-            width = volume.first.rows.shape[1]
-            part = slice(start, start + width)
-            sums = scatter.sums(corners.weight, first_bar[:, part])
-            sums.add_(scatter.sums(weight, by_features[:, part]))
-            gradient.first.index_add_(0, volume.first.of(rows), sums)
-            start += width
-            if volume.second is not None and second_bar is not None:
-                width = volume.second.rows.shape[1]
-                sums = scatter.sums(corners.weight, second_bar[:, other : other + width])
-                gradient.second.index_add_(0, volume.second.of(rows), sums)
-                other += width
+            rest = rest if more else 0
+            if len(volumes) == 1 and features_bar.shape[1] == width + rest:
+                sums = scatter.sums(corners.weight, features_bar)
+            else:
+                values = features_bar[:, start : start + width], features_bar[:, other : other + rest]
+                sums = scatter.sums(corners.weight, torch.cat(values, 1))
+            sums[:, :width].add_(scatter.sums(weight, by_features[:, start : start + width]))
+            found.append(RowSums(scatter.rows.long(), sums))  # index_add_ is slower with int32
+            start, other = start + width, other + rest
+        return found
 
 
 def locate(volumes: Sequence[SplitVolume], points: Tensor, scene: Tensor) -> Samples:

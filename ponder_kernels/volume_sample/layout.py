@@ -12,9 +12,6 @@ from ponder_kernels._launch import next_power_of_two
 
 PADDINGS = ("zeros", "border", "reflection")
 MAX_BLOCK_C = 64
-# Elements of one [BLOCK_N, BLOCK_C] tile: four per thread. With eight the backward spills on compute
-# capability 9.0 (Triton 3.9), and the forward takes twice the registers: fewer gathers in flight.
-TILE = 512
 
 
 class Options(NamedTuple):
@@ -76,7 +73,7 @@ def gradient_like(volume: Tensor, want: bool) -> Tensor:
     return torch.empty_like(volume) if want else torch.empty(0, dtype=volume.dtype, device=volume.device)
 
 
-def block_sizes(channels: int, tile: int = TILE) -> dict[str, int]:
-    """Points and channels of one tile."""
+def block_sizes(channels: int, tile: int) -> dict[str, int]:
+    """Points and channels of one tile of so many elements."""
     block_c = min(MAX_BLOCK_C, next_power_of_two(channels))
     return {"BLOCK_N": min(256, tile // block_c), "BLOCK_C": block_c}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -11,11 +11,11 @@ from ponder_kernels import _check
 from ponder_kernels._backend import choose_backend
 from ponder_kernels._launch import Plan, Specialisation, cdiv, launch, specialise
 from ponder_kernels._register import keeps_float32, register
+from ponder_kernels._tuning import DEFAULT, WARPS, family_of, parameters
 from ponder_kernels.volume_sample import reference
 from ponder_kernels.volume_sample.autograd import link_orders
 from ponder_kernels.volume_sample.layout import (
     PADDINGS,
-    TILE,
     UNUSED,
     Layout,
     Options,
@@ -114,7 +114,8 @@ def _volume_sample(volume: Tensor, points: Tensor, padding: str, align_corners: 
         return out
     batch, n_points, channels = out.shape
     layout = layout_of(volume)
-    plan = _forward_plan(channels, layout, Options(padding, align_corners, smoothstep))
+    options = Options(padding, align_corners, smoothstep)
+    plan = _forward_plan(channels, layout, options, family_of(volume.device))
     grid = (batch * cdiv(n_points, plan.constexprs["BLOCK_N"]), cdiv(channels, plan.constexprs["BLOCK_C"]))
     tensors = (volume, points.contiguous(), out)
     launch(kernels.volume_sample_forward_kernel, grid, plan, *tensors, n_points, *volume.shape[2:], *layout.strides)
@@ -145,7 +146,7 @@ def _volume_sample_backward(
     atomic, to_volume = _volume_target(volume, grad_out, points, None, wanted[0], options)
     if atomic or wanted[1]:
         layout = layout_of(volume)
-        plan = _backward_plan(volume.shape[1], layout, options, atomic, wanted[1])
+        plan = _backward_plan(volume.shape[1], layout, options, atomic, wanted[1], family_of(volume.device))
         tensors = (grad_out, volume, points, to_volume, to_points)
         sizes = (points.shape[1], *volume.shape[2:])
         kernel = kernels.volume_sample_backward_kernel
@@ -189,7 +190,7 @@ def _volume_sample_double_backward(
         gg_layout = UNUSED if grad_grad_volume is None else layout_of(grad_grad_volume)
         given = (grad_grad_volume is not None, along is not None)
         flags = (*given, wanted[0], atomic, wanted[2])
-        plan = _double_backward_plan(volume.shape[1], layout, gg_layout, options, *flags)
+        plan = _double_backward_plan(volume.shape[1], layout, gg_layout, options, *flags, family_of(volume.device))
         # What its flags leave unused still needs a tensor: others of the same dtype stand in.
         cotangents = (volume if grad_grad_volume is None else grad_grad_volume, points if along is None else along)
         tensors = (*cotangents, grad_out, volume, points, to_out, to_volume, to_points)
@@ -229,16 +230,31 @@ def _volume_target(
     return False, to_volume
 
 
-def _forward_plan(channels: int, layout: Layout, options: Options) -> Plan:
-    constants = {"C": channels, **options.flags(), "LAST": layout.last, "UNIT": layout.unit}
-    return Plan({**constants, **block_sizes(channels)})
+def _plan(kernel: str, bucket: str, family: str, channels: int, constants: Mapping[str, int | bool]) -> Plan:
+    """Constants and a tile of the launch table's number of elements, by default four per thread.
+
+    With eight the backward spills on compute capability 9.0 (Triton 3.9), and the forward takes twice the registers:
+    fewer gathers in flight.
+    """
+    row = parameters(f"volume_sample_{kernel}_kernel", bucket, family)
+    return Plan({**constants, **block_sizes(channels, row["TILE"])}, row[WARPS])
 
 
-def _backward_plan(channels: int, layout: Layout, options: Options, to_volume: bool, to_points: bool) -> Plan:
-    plan = _forward_plan(channels, layout, options)
+def _constants(channels: int, layout: Layout, options: Options) -> dict[str, int | bool]:
+    return {"C": channels, **options.flags(), "LAST": layout.last, "UNIT": layout.unit}
+
+
+def _forward_plan(channels: int, layout: Layout, options: Options, family: str = DEFAULT) -> Plan:
+    return _plan("forward", "", family, channels, _constants(channels, layout, options))
+
+
+def _backward_plan(
+    channels: int, layout: Layout, options: Options, to_volume: bool, to_points: bool, family: str = DEFAULT
+) -> Plan:
+    wanted = {"TO_VOLUME": to_volume, "TO_POINTS": to_points}
     # With few channels a tile is mostly corner arithmetic, of which a full one leaves too little room on sm_80.
-    blocks = block_sizes(channels, TILE // 2) if 1 < channels <= 4 else {}
-    return Plan({**plan.constexprs, "TO_VOLUME": to_volume, "TO_POINTS": to_points, **blocks})
+    bucket = "few" if 1 < channels <= 4 else ""
+    return _plan("backward", bucket, family, channels, {**_constants(channels, layout, options), **wanted})
 
 
 def _double_backward_plan(
@@ -251,12 +267,14 @@ def _double_backward_plan(
     to_out: bool,
     to_volume: bool,
     to_points: bool,
+    family: str = DEFAULT,
 ) -> Plan:
-    plan = _backward_plan(channels, layout, options, to_volume, to_points)
     given = {"FROM_VOLUME": from_volume, "FROM_POINTS": from_points, "TO_OUT": to_out}
+    wanted = {"TO_VOLUME": to_volume, "TO_POINTS": to_points}
+    layouts = {**_constants(channels, layout, options), "GG_LAST": gg_layout.last, "GG_UNIT": gg_layout.unit}
     # Where channels are apart in memory every element has its own addresses: half the tile, or registers spill.
-    blocks = block_sizes(channels, TILE if layout.last and gg_layout.last else TILE // 2)
-    return Plan({**plan.constexprs, "GG_LAST": gg_layout.last, "GG_UNIT": gg_layout.unit, **given, **blocks})
+    bucket = "" if layout.last and gg_layout.last else "apart"
+    return _plan("double_backward", bucket, family, channels, {**layouts, **given, **wanted})
 
 
 def specialisations() -> list[Specialisation]:

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
+from ponder_kernels._tuning import WARPS, parameters
 from ponder_kernels.sdf_field.cost import field_backward_matrix_flops, matrix_flops
-from ponder_kernels.sdf_field.fused import INDOOR, tile
+from ponder_kernels.sdf_field.fused import INDOOR
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = [
@@ -26,8 +27,6 @@ PACKAGES = [
     "ponder_kernels.render",
 ]
 TARGETS = {"sm_80", "sm_89", "sm_90", "sm_100", "gfx942"}
-
-INDOOR_TILE = tile(INDOOR, "tf32", hip=False)
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
 
@@ -62,7 +61,8 @@ def test_every_kernel_compiles_without_spills(package: str) -> None:
             assert r["matrix"] > 0, f"{r['label']} {r['target']}: no tensor core instructions"
         if "HIDDEN=128," in r["label"] and "PRECISION=0" in r["label"] and r["target"] in ("sm_80", "sm_90"):
             # One m16n8k8 product of a warp is 2048 FLOPs: what the cost formulas say is what the machine code does.
-            issued = r["matrix"] * 2048 * INDOOR_TILE.warps // INDOOR_TILE.rows
+            tile = parameters(r["kernel"], "tf32")
+            issued = r["matrix"] * 2048 * tile[WARPS] // tile["BLOCK_M"]
             gradient = "GRADIENT=0" not in r["label"]
             forward = r["kernel"] == "sdf_field_forward_kernel"
             counted = matrix_flops(INDOOR, gradient=gradient) if forward else field_backward_matrix_flops(INDOOR)

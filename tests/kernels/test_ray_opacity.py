@@ -10,7 +10,6 @@ from ponder_kernels.render import ray_opacity
 from ponder_kernels.render.chunk import (
     IDENTITY,
     Field,
-    FieldBar,
     Frame,
     RayBar,
     Rays,
@@ -254,15 +253,11 @@ def engine(settings, samples, sums_bar, bar):
     position = (starts + ends) / 2 if settings.middles else starts
     frame = Frame(position, ends - starts, None, origins)
     upstream = RayBar(sums_bar.double(), bar.losses, None, bar.sdf, bar.gradient)
-    out = FieldBar([], (layer,), (), torch.zeros((), dtype=torch.float64))
-    unit, _ = renderer.unit(samples.gradient)
-    weights_bar = _weights_bar(renderer, frame, unit, [], [], upstream)
-    sample = _composite_backward(renderer, bundle, frame, samples.sdf, samples.gradient, [], [], upstream, out)
+    weights_bar = _weights_bar(frame, renderer.unit(samples.gradient)[0], [], upstream)
+    sample = _composite_backward(renderer, bundle, frame, samples.sdf, samples.gradient, weights_bar, upstream)
     model, weights = renderer.opacity(bundle, frame, samples.sdf, samples.gradient)
     losses = renderer.loss_sums(bundle, frame, samples.sdf, samples.gradient)
-    gradient = sample.gradient.view_as(samples.gradient)
-    sdf = sample.sdf.view_as(samples.sdf)
-    return Result(weights, model.transmittance, losses, sdf, gradient, out.sharpness), weights_bar
+    return Result(weights, model.transmittance, losses, sample.sdf, sample.gradient, sample.sharpness), weights_bar
 
 
 @pytest.mark.parametrize("hit", [True, False], ids=["hit", "all"])

@@ -57,6 +57,49 @@ def test_value_gradient_and_their_derivatives(shape: Shape, align_corners: bool,
     assert_close_to_reference(alone, expected, 500, scale=8)
 
 
+@pytest.mark.parametrize("counts", [(3, 5), (0, 4), (7, 0), (0, 0)], ids=str)
+def test_packed_points(counts: tuple[int, int]) -> None:
+    """As if each scene were evaluated alone; scenes may be empty."""
+    case = make_case(Shape())
+    points = torch.rand(sum(counts), 3, dtype=torch.float64) - 0.5
+    offsets = torch.tensor([0, counts[0], sum(counts)])
+    found = sdf_field(case.volumes, case.field.sdf, points, case.box, scene_offsets=offsets)
+    leaves = [*case.volumes, *flatten(case.field.sdf)]
+    alone = [
+        sdf_field([v[b : b + 1] for v in case.volumes], case.field.sdf, part[None], case.box[b : b + 1])
+        for b, part in enumerate(points.split(counts))
+    ]
+    wanted = torch.cat([a.sdf[0] for a in alone]), torch.cat([a.gradient[0] for a in alone])
+    losses = []
+    for got, want in zip(found, wanted, strict=True):
+        assert_close_to_reference(got, want.detach(), 4)
+        losses.append(((got**2).sum(), (want**2).sum()))
+    ours, truth = (torch.autograd.grad(sum(pair[k] for pair in losses), leaves, allow_unused=True) for k in (0, 1))
+    for g, w in zip(ours, truth, strict=True):
+        assert (g is None) == (w is None)
+        if g is not None:
+            assert_close_to_reference(g, w, 100, scale=8)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"scene_offsets": None}, "scene_offsets: expected .B . 1. offsets"),
+        ({"scene_offsets": torch.tensor([0.0, 2.0, 4.0])}, "scene_offsets: expected dtype int32, int64, got float32"),
+        ({"scene_offsets": torch.tensor([0, 4])}, "scene_offsets: expected shape .B . 1. with B=2"),
+        ({"scene_offsets": torch.tensor([0, 5, 4])}, "scene_offsets: expected values that rise from 0 to N=4"),
+        ({"scene_offsets": torch.tensor([0, 2, 3])}, "scene_offsets: expected values that rise from 0 to N=4"),
+        ({"points": torch.zeros(2, 4, 3), "scene_offsets": torch.tensor([0, 2, 4])}, "scene_offsets: expected None"),
+        ({"points": torch.zeros(4, 2)}, "points: expected shape .N, 3."),
+    ],
+)
+def test_packed_points_that_do_not_fit(change, message) -> None:
+    case = make_case(Shape(), torch.float32)
+    arguments = {"points": torch.zeros(4, 3), "scene_offsets": torch.tensor([0, 2, 4])} | change
+    with pytest.raises((TypeError, ValueError), match=message):
+        sdf_field(case.volumes, case.field.sdf, box=case.box, **arguments)
+
+
 def test_scatter_is_the_transpose_of_gather() -> None:
     rows = torch.randn(30, 4, dtype=torch.float64)
     bags, weight = torch.randint(30, (11, 8)), torch.randn(11, 8, dtype=torch.float64)

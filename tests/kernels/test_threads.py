@@ -1,0 +1,140 @@
+"""Chunks on threads: order, errors, modes of torch, and results that do not depend on the number of threads."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from ponder_kernels import render_rays
+from ponder_kernels._threads import PerThread, for_each_in_order
+from tests.kernels.render_cases import Shape, gradients, make_case
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _restore_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_results_are_used_in_order(threads: int) -> None:
+    """Also where the first takes longest."""
+    torch.set_num_threads(threads)
+    used: list[int] = []
+
+    def slow_first(item: int) -> int:
+        time.sleep(0.05 if item == 0 else 0)
+        return item * item
+
+    for_each_in_order(slow_first, list(range(20)), used.append, CPU)
+    assert used == [item * item for item in range(20)]
+
+
+def test_chunks_run_on_several_threads_with_unsplit_operations() -> None:
+    torch.set_num_threads(2)
+    both = threading.Barrier(2)
+    seen: list[tuple[int, int]] = []
+
+    def work(item: int) -> tuple[int, int]:
+        both.wait(timeout=30)
+        return threading.get_ident(), torch.get_num_threads()
+
+    for_each_in_order(work, [0, 1], seen.append, CPU)
+    assert len({name for name, _ in seen}) == 2 and all(count == 1 for _, count in seen)
+    assert torch.get_num_threads() == 2
+    # A thread that is started now is as it would have been.
+    for_new: list[int] = []
+    thread = threading.Thread(target=lambda: for_new.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert for_new == [2]
+
+
+@pytest.mark.parametrize("where", ["function", "use"])
+def test_an_error_arrives_and_ends_the_work(where: str) -> None:
+    torch.set_num_threads(2)
+    started: list[int] = []
+
+    def work(item: int) -> int:
+        started.append(item)
+        if where == "function" and item == 3:
+            raise ZeroDivisionError("chunk 3")
+        return item
+
+    def use(item: int) -> None:
+        if where == "use" and item == 3:
+            raise ZeroDivisionError("chunk 3")
+
+    with pytest.raises(ZeroDivisionError, match="chunk 3"):
+        for_each_in_order(work, list(range(1000)), use, CPU)
+    count = len(started)
+    time.sleep(0.05)
+    assert count < 100 and len(started) == count
+    used: list[int] = []
+    for_each_in_order(lambda item: item, [1, 2, 3], used.append, CPU)
+    assert used == [1, 2, 3]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_nothing_is_recorded_and_inference_tensors_can_be_written(threads: int) -> None:
+    torch.set_num_threads(threads)
+    weight = torch.ones(3, requires_grad=True)
+    products: list[torch.Tensor] = []
+    for_each_in_order(lambda item: weight * item, [1, 2, 3], products.append, CPU)
+    assert not any(product.requires_grad for product in products)
+    with torch.inference_mode():
+        out = torch.zeros(3)
+        for_each_in_order(lambda item: out[item : item + 1].fill_(item), [0, 1, 2], lambda _: None, CPU)
+    assert out.tolist() == [0, 1, 2]
+
+
+def test_every_thread_makes_its_own_value() -> None:
+    torch.set_num_threads(2)
+    both = threading.Barrier(2)
+    values = PerThread(object)
+
+    def work(item: int) -> object:
+        both.wait(timeout=30)
+        return values.value
+
+    seen: list[object] = []
+    for_each_in_order(work, [0, 1], seen.append, CPU)
+    assert seen[0] is not seen[1]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_works_in_a_forked_process() -> None:
+    torch.set_num_threads(2)
+    for_each_in_order(lambda item: item, [1, 2, 3], lambda _: None, CPU)
+    child = os.fork()
+    if child == 0:
+        used: list[int] = []
+        for_each_in_order(lambda item: item, [1, 2, 3], used.append, CPU)
+        os._exit(0 if used == [1, 2, 3] else 1)
+    for _ in range(300):
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            assert os.waitstatus_to_exitcode(status) == 0
+            return
+        time.sleep(0.1)
+    os.kill(child, 9)
+    pytest.fail("the forked process hangs")
+
+
+def test_the_number_of_threads_does_not_change_a_gradient() -> None:
+    """Bit for bit, from two threads on: sums over chunks are taken in one order."""
+    found = []
+    for threads in (2, 3):
+        torch.set_num_threads(threads)
+        case = make_case(Shape(rays=40, options={"chunk_bytes": 2000}), torch.float32)
+        found.append(gradients(case.call(render_rays, backend="torch"), case))
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
