@@ -23,6 +23,8 @@ CUDA = [
 ]
 TEST = ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.11"]
 BENCH = ["pytest-benchmark>=4", "matplotlib>=3.8"]
+# The benchmarks are tested too, at tiny sizes.
+TEST += BENCH
 # The readers so far need nothing beyond the core; the name is kept for those to come.
 DATA: list[str] = []
 

@@ -7,11 +7,14 @@ chunks, so sums over them do not depend on the number of threads.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import functools
 import os
+import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
@@ -23,6 +26,8 @@ Value = TypeVar("Value")
 
 # Python holds its lock for a few microseconds per operation; more threads than this would mostly wait for it.
 MAX_THREADS = 8
+# M_ARENA_MAX of glibc's malloc.h.
+_ARENA_MAX = -8
 
 
 class PerThread(threading.local, Generic[Value]):
@@ -98,6 +103,24 @@ class _Line(Generic[Item, Result]):
             self._use(result)
 
 
+@contextlib.contextmanager
+def _one_heap() -> Iterator[None]:
+    """Threads that start in here share the main thread's heap, where the C library is glibc.
+
+    It would give each its own, and what one thread has freed would not serve the others: a step's peak of memory would
+    be the sum of what its phases need, not the largest of it.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is None or "MALLOC_ARENA_MAX" in os.environ or "GLIBC_TUNABLES" in os.environ:
+        yield
+        return
+    mallopt(_ARENA_MAX, 1)
+    try:
+        yield
+    finally:
+        mallopt(_ARENA_MAX, 0)  # what it is unless somebody has set it
+
+
 @functools.cache
 def _pool(threads: int) -> ThreadPoolExecutor:
     """Threads that torch does not split operations in."""
@@ -110,9 +133,10 @@ def _pool(threads: int) -> ThreadPoolExecutor:
         ready.wait()
 
     pool = ThreadPoolExecutor(threads, thread_name_prefix="ponder", initializer=start)
-    for _ in range(threads):
-        pool.submit(int)
-    ready.wait()
+    with _one_heap():
+        for _ in range(threads):
+            pool.submit(int)
+        ready.wait()
     # What the threads set is also what other new threads start with; this puts it back.
     torch.set_num_threads(total)
     return pool

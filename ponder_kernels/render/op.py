@@ -193,7 +193,7 @@ def render_rays(
         carry, numbers, chunk_bytes, used or "",
     )  # fmt: skip
     sums = found[0].view(batch, count, found[0].shape[1])
-    means = found[1] / _counts(goal, edges, hit, sample_at == "middle")
+    means = found[1] / _counts(targets, edges, hit, sample_at == "middle")
     samples = SampleOutputs(*(v.view(batch, count, *v.shape[1:]) for v in found[2:])) if per_sample else None
     rendered = _outputs(split, sums, carried if carry else [], directions)
     depth = sums[..., DEPTH] / (sums[..., OPACITY] + DEPTH_EPS)
@@ -215,13 +215,15 @@ def _outputs(
     )
 
 
-def _counts(targets: RayTargets, edges: Tensor, hit: Tensor | None, middles: bool) -> Tensor:
+def _counts(targets: RayTargets | None, edges: Tensor, hit: Tensor | None, middles: bool) -> Tensor:
     """[3] divisors of the eikonal, free-space and band sums, each at least 1."""
-    position = (edges[..., 1:] + edges[..., :-1]) / 2 if middles else edges[..., :-1]
-    goal = sample_targets(targets, position, hit)
     rays = edges.new_tensor(float(edges.shape[0] * edges.shape[1])) if hit is None else hit.sum()
-    counts = torch.stack([rays * (edges.shape[-1] - 1), goal.front.sum(), goal.band.sum()])
-    return counts.clamp_min(1).to(edges.dtype)
+    front = band = torch.zeros_like(rays)
+    if targets is not None:
+        position = (edges[..., 1:] + edges[..., :-1]) / 2 if middles else edges[..., :-1]
+        goal = sample_targets(targets, position, hit)
+        front, band = goal.front.sum(), goal.band.sum()
+    return torch.stack([rays * (edges.shape[-1] - 1), front, band]).clamp_min(1).to(edges.dtype)
 
 
 __all__ = ["CHUNK_BYTES", "render_rays", "specialisations"]

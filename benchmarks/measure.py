@@ -1,0 +1,146 @@
+"""Interleaved rounds: every competitor once per round on the same inputs, in rotating order, part by part."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.contenders import Contender
+
+# All parts of a round together.
+WHOLE = "step"
+
+
+class Spread(NamedTuple):
+    """Median and the 20th and 80th percentile."""
+
+    median: float
+    p20: float
+    p80: float
+
+
+def spread(values: Iterable[float]) -> Spread:
+    """Of at least one value."""
+    p20, median, p80 = np.percentile(list(values), [20, 50, 80])
+    return Spread(float(median), float(p20), float(p80))
+
+
+def ratios(seconds: Iterable[float], ours: Iterable[float]) -> list[float]:
+    """`seconds` by `ours`, round by round: what slowed a round down slowed both."""
+    return [a / b for a, b in zip(seconds, ours, strict=True)]
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+class _Clock:
+    """Moments on a device: events in its stream on a GPU, the wall clock on a CPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.marks: list[torch.cuda.Event | float] = []
+
+    def mark(self) -> None:
+        if self.device.type == "cuda":
+            event = torch.cuda.Event(enable_timing=True)
+            event.record(torch.cuda.current_stream(self.device))
+            self.marks.append(event)
+        else:
+            self.marks.append(time.perf_counter())
+
+    def seconds(self) -> list[float]:
+        """Between neighbouring marks."""
+        synchronise(self.device)
+        pairs = zip(self.marks[:-1], self.marks[1:], strict=True)
+        # An event's elapsed time is in milliseconds.
+        return [b - a if isinstance(a, float) else a.elapsed_time(b) / 1e3 for a, b in pairs]
+
+
+def time_parts(contender: Contender, device: torch.device) -> dict[str, float]:
+    """Seconds of every part and of all together. Garbage is collected before, and not while, time is taken."""
+    contender.reset()
+    gc.collect()
+    # What outlives a collection is left out of the next one, which would take longer than many a step.
+    gc.freeze()
+    gc.disable()
+    try:
+        synchronise(device)
+        clock = _Clock(device)
+        clock.mark()
+        for work in contender.parts.values():
+            work()
+            clock.mark()
+        taken = clock.seconds()
+    finally:
+        gc.enable()
+    return dict(zip(contender.parts, taken, strict=True)) | {WHOLE: sum(taken)}
+
+
+class Rounds:
+    """Calling it runs one round. The first of a sitting is a warm-up and is not kept.
+
+    Attributes:
+        seconds: competitor -> part -> one number per round, of all sittings.
+    """
+
+    def __init__(self, contenders: Mapping[str, Contender], device: torch.device) -> None:
+        self.contenders, self.device = dict(contenders), device
+        self.done, self.warm = 0, False
+        self.seconds: dict[str, dict[str, list[float]]] = {name: {} for name in contenders}
+
+    def sit_down(self) -> None:
+        """Begin a sitting: something else ran before."""
+        self.warm = False
+
+    def __call__(self) -> None:
+        for name in self._order():
+            taken = time_parts(self.contenders[name], self.device)
+            # Inputs are shared: nobody pays for what another one leaves in memory.
+            self.contenders[name].reset()
+            if self.warm:
+                for part, value in taken.items():
+                    self.seconds[name].setdefault(part, []).append(value)
+        self.done += self.warm
+        self.warm = True
+
+    def _order(self) -> list[str]:
+        """Rotating, and every other time backwards, so that nobody always comes first or behind the same one."""
+        names = list(self.contenders)
+        first = self.done // 2 % len(names)
+        rotated = names[first:] + names[:first]
+        return rotated[::-1] if self.done % 2 else rotated
+
+
+def saved_bytes(contender: Contender, left_out: Iterable[Tensor]) -> int:
+    """Bytes that autograd keeps between forward and backward: distinct storages, but for those of `left_out`.
+
+    Args:
+        contender: whose part `saves` is run.
+        left_out: parameters, volumes and other inputs, which exist anyway.
+    """
+    known = {tensor.untyped_storage().data_ptr() for tensor in left_out}
+    found: dict[int, int] = {}
+    # A freed storage's address would be used again.
+    alive = []
+
+    def pack(value: Tensor) -> Tensor:
+        alive.append(value)
+        storage = value.untyped_storage()
+        if storage.data_ptr() not in known:
+            found[storage.data_ptr()] = storage.nbytes()
+        return value
+
+    contender.reset()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
+        contender.parts[contender.saves]()
+    contender.reset()
+    return sum(found.values())
