@@ -91,7 +91,9 @@ class TrainingStep(_Rendering):
         self.losses = self.model.get_loss(self.preds, self.inputs.targets)
 
     def backward(self) -> None:
-        sum(term for name, term in self.losses.items() if "loss" in name).sum().backward()
+        # A term without any valid ray has shape [1].
+        terms = [term.sum() for name, term in self.losses.items() if "loss" in name]
+        torch.stack(terms).sum().backward()
 
     def results(self) -> dict[str, Tensor]:
         found = {f"output {name}": value.detach() for name, value in self.preds.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import time
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
@@ -47,22 +48,22 @@ class _Clock:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.marks: list[torch.cuda.Event | float] = []
+        self.events: list[torch.cuda.Event] = []
+        self.moments: list[float] = []
 
     def mark(self) -> None:
         if self.device.type == "cuda":
-            event = torch.cuda.Event(enable_timing=True)
-            event.record(torch.cuda.current_stream(self.device))
-            self.marks.append(event)
+            self.events.append(torch.cuda.Event(enable_timing=True))
+            self.events[-1].record(torch.cuda.current_stream(self.device))
         else:
-            self.marks.append(time.perf_counter())
+            self.moments.append(time.perf_counter())
 
     def seconds(self) -> list[float]:
         """Between neighbouring marks."""
         synchronise(self.device)
-        pairs = zip(self.marks[:-1], self.marks[1:], strict=True)
         # An event's elapsed time is in milliseconds.
-        return [b - a if isinstance(a, float) else a.elapsed_time(b) / 1e3 for a, b in pairs]
+        on_gpu = [before.elapsed_time(after) / 1e3 for before, after in itertools.pairwise(self.events)]
+        return on_gpu or [after - before for before, after in itertools.pairwise(self.moments)]
 
 
 def time_parts(contender: Contender, device: torch.device) -> dict[str, float]:

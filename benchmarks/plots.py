@@ -26,7 +26,7 @@ COLOURS = dict(
     zip(COMPETITORS, ("#0072b2", "#d55e00", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#7f7f7f"), strict=True)
 )
 DPI = 150
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 10,
     "figure.facecolor": CARD,
     "axes.facecolor": CARD,
@@ -63,8 +63,8 @@ def write(results: Sequence[CaseResult], folder: Path, stem: str) -> list[Path]:
 
 def speed(results: Sequence[CaseResult]) -> Figure | None:
     """How many times longer than ours everybody takes: bars per case, whiskers to the percentiles."""
-    bars = [(r, name, r.ratio(name)) for r in results for name in r.seconds if name != OURS]
-    bars = [(r, name, ratio) for r, name, ratio in bars if ratio is not None]
+    others = [(r, name) for r in results for name in r.seconds if name != OURS]
+    bars = [(r, name, ratio) for r, name in others if (ratio := r.ratio(name)) is not None]
     if not bars:
         return None
     figure = Figure(figsize=(8, 1.2 + 0.26 * len(bars) + 0.25 * len(results)), layout="constrained")
@@ -155,7 +155,7 @@ def roofline(results: Sequence[CaseResult]) -> Figure | None:
     left, right = min(found[0], edge) / 3, max(found[-1], edge) * 3
     axes.plot([left, edge, right], [left * copy, product, product], color=INK, linewidth=2)
     middle = math.sqrt(left * edge)
-    above = {"textcoords": "offset points", "ha": "right"}
+    above: dict[str, Any] = {"textcoords": "offset points", "ha": "right"}
     axes.annotate(f"copy {copy:.3g} GB/s", (middle, middle * copy), (-8, 6), **above)
     axes.annotate(f"float32 product {product:.4g} GFLOP/s", (right, product), (0, 6), **above)
     axes.set_xscale("log")

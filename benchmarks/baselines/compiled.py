@@ -8,6 +8,7 @@ evaluation nothing is differentiated twice and these are compiled as well.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ def build_compiled(config: dict[str, Any], training: bool, backend: str = "induc
     torch._functorch.config.donated_buffer = False
     compiled_sdf = compile_with(field.get_sdf)
 
-    def queries(volumes: list[Tensor]) -> FieldQueries:
+    def queries(volumes: Sequence[Tensor]) -> FieldQueries:
         # The samplers ask without gradients, in training too.
         return FieldQueries(lambda points: compiled_sdf(points, volumes)[0], unisurf_occupancy, field.laplace_density)
 

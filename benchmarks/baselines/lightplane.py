@@ -41,8 +41,8 @@ class LightplaneModel(nn.Module):
         )
         self.collider = build_renderer(config).collider
         self.weights = config["loss"]["weights"]
-        low, *_, high = self.collider.bbox
-        self.middle, self.half = (low + high) / 2, (high - low) / 2
+        low, *_, high = config["collider"]["bbox"]
+        self.middle, self.half_width = (low + high) / 2, (high - low) / 2
 
     def forward(self, bundle: RayBundle, volume_feature: Sequence[Tensor]) -> dict[str, Tensor]:
         """Colour [R, 3] and depth [R, 1] of rays in the box's coordinates, from a volume [C, D, H, W]."""
@@ -50,14 +50,14 @@ class LightplaneModel(nn.Module):
         # Its cube is [-1, 1]; lengths along the ray are scaled with it.
         rays = self.library.Rays(
             directions=bundle.directions,
-            origins=(bundle.origins - self.middle) / self.half,
+            origins=(bundle.origins - self.middle) / self.half_width,
             grid_idx=torch.zeros(len(nears), dtype=torch.long, device=nears.device),
-            near=nears[:, 0] / self.half,
-            far=fars[:, 0] / self.half,
+            near=nears[:, 0] / self.half_width,
+            far=fars[:, 0] / self.half_width,
         )
         grid = [volume.permute(1, 2, 3, 0)[None].contiguous() for volume in volume_feature]
         length, _, colour = self.renderer(rays, grid)
-        return {"rgb": colour, "depth": length.reshape(-1, 1) * self.half}
+        return {"rgb": colour, "depth": length.reshape(-1, 1) * self.half_width}
 
     def get_loss(self, preds: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The colour and depth losses that are on."""
