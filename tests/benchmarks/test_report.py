@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -155,7 +156,9 @@ def test_runs_of_different_cases_are_not_compared(result: Path, tmp_path: Path) 
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", *arguments], cwd=ROOT, capture_output=True, text=True)
+    # Under xdist, which these options may ask for, pytest-benchmark measures nothing.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"}
+    return subprocess.run([sys.executable, "-m", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
 def test_a_tiny_run_from_pytest_to_the_tables(tmp_path: Path) -> None:

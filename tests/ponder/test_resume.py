@@ -64,7 +64,7 @@ def test_resumed_weights_equal_an_uninterrupted_run(tmp_path: Path) -> None:
     killed = 0
     for attempt in range(KILLS):
         extra = ("--resume",) if broken.exists() else ()
-        killed += kill_after(broken, moments.uniform(0.25, 1.0) * duration, *extra)
+        killed += kill_after(broken, moments.uniform(0.25, 0.7) * duration, *extra)
         if checkpoint.exists():
             config, content = read_checkpoint(checkpoint)
             assert 0 <= content["progress"]["step"] <= config.steps, attempt
