@@ -157,7 +157,7 @@ def test_runs_of_different_cases_are_not_compared(result: Path, tmp_path: Path) 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     # Under xdist, which these options may ask for, pytest-benchmark measures nothing.
-    environment = {name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     return subprocess.run([sys.executable, "-m", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
