@@ -37,6 +37,17 @@ class PerThread(threading.local, Generic[Value]):
         self.value = make()
 
 
+def even_parts(count: int, most: int) -> list[slice]:
+    """`count` things in parts of nearly one size, at most `most` each; an even number of parts, unless one holds all.
+
+    Two threads then end together, and the parts do not depend on the number of threads.
+    """
+    parts = -(-count // most)
+    parts += parts % 2 if parts > 1 else 0
+    size = -(-count // max(1, parts))
+    return [slice(start, min(start + size, count)) for start in range(0, count, max(1, size))]
+
+
 def for_each_in_order(
     function: Callable[[Item], Result], items: Sequence[Item], use: Callable[[Result], object], device: torch.device
 ) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ponder_kernels._register import register
-from ponder_kernels._threads import PerThread, for_each_in_order
+from ponder_kernels._threads import PerThread, even_parts, for_each_in_order
 from ponder_kernels.render.chunk import (
     LOSS_SUMS,
     OUTPUTS,
@@ -182,8 +182,7 @@ class _Call(NamedTuple):
         chain, _ = self.decoders()
         widest = max([chain[0].inputs.shape[1], *(layer.bias.shape[0] for layer in chain)])
         samples = self.edges.shape[2] - 1
-        size = chunk_rays(samples, widest, self.edges.element_size(), self.chunk_bytes)
-        return [slice(start, min(start + size, rays)) for start in range(0, rays, size)]
+        return even_parts(rays, chunk_rays(samples, widest, self.edges.element_size(), self.chunk_bytes))
 
 
 def _fake_sums(*arguments: Any) -> tuple[Tensor, ...]:

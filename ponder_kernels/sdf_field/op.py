@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from ponder_kernels import _check
 from ponder_kernels._register import keeps_float32
-from ponder_kernels._threads import PerThread, for_each_in_order
+from ponder_kernels._threads import PerThread, even_parts, for_each_in_order
 from ponder_kernels.sdf_field.chain import (
     Chain,
     ChainBar,
@@ -101,7 +101,7 @@ class _SdfField(torch.autograd.Function):
             if found[1] is not None:
                 gradient[part] = found[1]
 
-        for_each_in_order(run, _parts(points.shape[0]), lambda _: None, points.device)
+        for_each_in_order(run, even_parts(points.shape[0], POINTS_AT_ONCE), lambda _: None, points.device)
         return sdf, gradient
 
     @staticmethod
@@ -129,14 +129,9 @@ class _SdfField(torch.autograd.Function):
                 volume.add(part)
             torch._foreach_add_(flatten(out), flatten(found[1]))
 
-        for_each_in_order(run, _parts(points.shape[0]), add, points.device)
+        for_each_in_order(run, even_parts(points.shape[0], POINTS_AT_ONCE), add, points.device)
         grads = [g.as_volume() if need else None for g, need in zip(volumes, needs, strict=False)]
         return None, None, None, None, *grads, *flatten(out)
-
-
-def _parts(count: int) -> list[slice]:
-    """Which points are evaluated at once."""
-    return [slice(start, min(start + POINTS_AT_ONCE, count)) for start in range(0, count, POINTS_AT_ONCE)]
 
 
 def _forward(plan: _Plan, chain: Chain, points: Tensor, scene: Tensor, work: Workspace) -> tuple[Tensor, Tensor | None]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ponder_kernels import render_rays
-from ponder_kernels._threads import PerThread, for_each_in_order
+from ponder_kernels._threads import PerThread, even_parts, for_each_in_order
 from tests.kernels.render_cases import Shape, gradients, make_case
 
 CPU = torch.device("cpu")
@@ -22,6 +22,16 @@ def _restore_threads() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("count", "most", "sizes"), [
+    (0, 5, []), (1, 5, [1]), (5, 5, [5]), (6, 5, [3, 3]), (11, 5, [3, 3, 3, 2]), (20, 5, [5, 5, 5, 5]),
+    (3, 1, [1, 1, 1]),
+])  # fmt: skip
+def test_parts_are_even_and_cover_everything(count: int, most: int, sizes: list[int]) -> None:
+    parts = even_parts(count, most)
+    assert [part.stop - part.start for part in parts] == sizes
+    assert [i for part in parts for i in range(part.start, part.stop)] == list(range(count))
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
