@@ -1,4 +1,4 @@
-"""Switches between what PonderV2's released renderer does and what its paper means."""
+"""Switches between what PonderV2's released code does and what its paper means."""
 
 from __future__ import annotations
 
@@ -23,6 +23,19 @@ class Parity:
             colour loss with the black that stands in for their colour. False: they are left out.
         same_class_negatives: in the semantic loss a ray is pushed away from the other rays of its own class. False: it
             is pushed away from the other classes only.
+        point_loss_unused: the loss of the points' own classes is reported but not part of what is optimised, and its
+            weight only says whether it is computed. False: it is added with its weight.
+        scrambled_templates: a class's text embedding averages over prompts of other classes. False: over the templates
+            of its own.
+        class_rows_in_global_order: rows of a dataset's text table stand in the order of the class list of all
+            datasets, which is not that of S3DIS's labels. False: in the order of the labels.
+        no_target_for_class_zero: pixels of class 0 have no semantic target. False: they have one.
+        mismatched_grids: points are scattered into cells other than those that the renderer reads there. False: those
+            whose centres, as the renderer places them, are nearest.
+        cycled_momentum: the one-cycle schedule also moves the momentum, whatever the optimiser was given. False: the
+            momentum is the optimiser's.
+        reinterpreted_kernels: kernels of 1x1x1 sparse convolutions, stored [out, in], are read as if they were [in,
+            out]. Released weights rely on it. False: they are transposed.
     """
 
     raw_sampler_points: bool = True
@@ -30,6 +43,13 @@ class Parity:
     shared_depth_range: bool = True
     black_pixels_without_depth: bool = True
     same_class_negatives: bool = True
+    point_loss_unused: bool = True
+    scrambled_templates: bool = True
+    class_rows_in_global_order: bool = True
+    no_target_for_class_zero: bool = True
+    mismatched_grids: bool = True
+    cycled_momentum: bool = True
+    reinterpreted_kernels: bool = True
 
     @classmethod
     def corrected(cls) -> Parity:
