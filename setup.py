@@ -23,10 +23,10 @@ CUDA = [
 ]
 TEST = ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.11"]
 BENCH = ["pytest-benchmark>=4", "matplotlib>=3.8"]
-# The benchmarks are tested too, at tiny sizes.
-TEST += BENCH
-# The readers so far need nothing beyond the core; the name is kept for those to come.
-DATA: list[str] = []
+# Laser scans (.las, .laz).
+DATA = ["laspy[lazrs]>=2.5"]
+# The benchmarks are tested too, at tiny sizes, and so are all readers.
+TEST += BENCH + DATA
 
 setup(
     name="ponder",

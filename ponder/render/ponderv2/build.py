@@ -82,7 +82,7 @@ def _build_field(cfg: Config, parity: Parity) -> SDFField:
         if args.pop(key, only) != only:
             raise ValueError(f"field.{key}: expected {only!r}, got {cfg[key]!r}")
     # In this order, so that one seed initialises them as PonderV2 does.
-    for key in ("sdf_decoder", "rgb_decoder", "semantic_decoder"):
+    for key in ("sdf_decoder", "rgb_decoder", "semantic_decoder", "feature_decoder"):
         if args.get(key) is not None:
             args[key] = _build_decoder(_mapping(args[key], f"field.{key}"), key)
     built = _construct(field, args, "field", {"raw_sampler_points": parity.raw_sampler_points})
@@ -112,11 +112,12 @@ def _build_decoder(cfg: Config, name: str) -> Decoder:
 
 
 def _check_widths(field: SDFField) -> None:
-    """Require that the colour and semantic decoders read what the SDF decoder and the volumes give."""
+    """Require that the other decoders read what the SDF decoder and the volumes give."""
     geometry = field.sdf_decoder.out_channels - 1
     for name, decoder, directed in (
         ("rgb_decoder", field.rgb_decoder, 3),
         ("semantic_decoder", field.semantic_decoder, 0),
+        ("feature_decoder", field.feature_decoder, 0),
     ):
         if decoder is None:
             continue

@@ -32,6 +32,7 @@ class SDFField(nn.Module):
         norm_pts: map points from the padded cube to [0, 1] before reading; else they must be in [0, 1] already.
         norm_padding: how much larger than the unit cube the padded one is.
         raw_sampler_points: see `Parity.raw_sampler_points`.
+        feature_decoder: renders further features, which PonderV2 does not have.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class SDFField(nn.Module):
         norm_pts: bool = False,
         norm_padding: float = 0.1,
         raw_sampler_points: bool = True,
+        feature_decoder: Decoder | None = None,
     ) -> None:
         super().__init__()
         self.use_gradient, self.share_volume = use_gradient, share_volume
@@ -53,6 +55,7 @@ class SDFField(nn.Module):
         self.sdf_decoder = sdf_decoder
         self.rgb_decoder = rgb_decoder
         self.semantic_decoder = semantic_decoder
+        self.feature_decoder = feature_decoder
         self.laplace_density = LaplaceDensity(beta_init)
         self.deviation_network = DeviationNetwork(beta_init)
 
@@ -73,8 +76,9 @@ class SDFField(nn.Module):
         if self.rgb_decoder is not None:
             layers = self._head_layers(self.rgb_decoder, volumes, points)
             heads.append(HeadWeights(layers, directed=True, sigmoid=True))
-        if self.semantic_decoder is not None:
-            heads.append(HeadWeights(self._head_layers(self.semantic_decoder, volumes, points)))
+        for decoder in (self.semantic_decoder, self.feature_decoder):
+            if decoder is not None:
+                heads.append(HeadWeights(self._head_layers(decoder, volumes, points)))
         sdf = self._ordered(self.sdf_decoder.layers(points), volumes, start=0)
         return FieldWeights(sdf, tuple(heads), self.share_volume, points)
 
@@ -123,7 +127,8 @@ class SDFField(nn.Module):
         return [v.to(dtype)[None].contiguous(memory_format=torch.channels_last_3d) for v in volume_feature]
 
     def _decoders(self) -> list[Decoder]:
-        return [d for d in (self.sdf_decoder, self.rgb_decoder, self.semantic_decoder) if d is not None]
+        known = (self.sdf_decoder, self.rgb_decoder, self.semantic_decoder, self.feature_decoder)
+        return [decoder for decoder in known if decoder is not None]
 
     def _head_layers(self, decoder: Decoder, volumes: int, points: bool) -> tuple[Layer, ...]:
         layers = decoder.layers(points)

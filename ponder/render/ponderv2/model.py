@@ -56,7 +56,7 @@ class SurfaceModel(nn.Module):
             unused: swallowed with a warning.
 
         Returns:
-            rgb [R, 3] (clamped to [0, 1] in evaluation) and semantic [R, E] if the field has them; depth [R, 1];
+            rgb [R, 3] (clamped to [0, 1] in evaluation), semantic and feature [R, E] if the field has them; depth [R, 1];
             normal [R, 3], not at unit length; per sample weights, sdf and z_vals [R, S, 1], gradients and
             sampled_points [R, S, 3]; of the sampler's first round init_sampled_points [R, S0, 3] and init_weights
             [R, S0, 1], of the others new_sampled_points [R, S1, 3]; sparse_points_sdf [M, 1] if its loss is on.
@@ -108,6 +108,8 @@ class SurfaceModel(nn.Module):
             images["rgb"] = rgb if self.training else rgb.clamp(0.0, 1.0)
         if self.field.semantic_decoder is not None:
             images["semantic"] = next(heads)[0]
+        if self.field.feature_decoder is not None:
+            images["feature"] = next(heads)[0]
         depth = rendered.depth[0][:, None]
         if not self.parity.shared_depth_range:
             # Starts are sorted.
