@@ -26,6 +26,8 @@ Value = TypeVar("Value")
 
 # Python holds its lock for a few microseconds per operation; more threads than this would mostly wait for it.
 MAX_THREADS = 8
+# From here on one part more makes each smaller by a tenth at most.
+EVEN_FROM = 9
 # M_ARENA_MAX of glibc's malloc.h.
 _ARENA_MAX = -8
 
@@ -38,14 +40,15 @@ class PerThread(threading.local, Generic[Value]):
 
 
 def even_parts(count: int, most: int) -> list[slice]:
-    """`count` things in parts of nearly one size, at most `most` each; an even number of parts, unless one holds all.
+    """`count` things in parts of one size, at most `most`, but for the last; from EVEN_FROM parts on nearly all alike.
 
-    Two threads then end together, and the parts do not depend on the number of threads.
+    There are then mostly as many for either of two threads, and the parts do not depend on the number of threads. Fewer
+    parts stay as large as they may be, and all have one size, so that memory grows with `count` no more than it must.
     """
-    parts = -(-count // most)
-    parts += parts % 2 if parts > 1 else 0
-    size = -(-count // max(1, parts))
-    return [slice(start, min(start + size, count)) for start in range(0, count, max(1, size))]
+    size, parts = most, -(-count // most)
+    if parts >= EVEN_FROM:
+        size = -(-count // (parts + parts % 2))
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
 def for_each_in_order(

@@ -60,8 +60,7 @@ class _ByPoints(torch.autograd.Function):
     def forward(ctx: Any, volume: Tensor, points: Tensor, grad: Tensor) -> Tensor:
         ctx.save_for_backward(volume, points, grad)
         corners, rows = _corners(volume, points), volume_rows(volume)
-        weights = corners.slopes.view(-1, 3, 8).unbind(1)
-        slopes = [gather_rows(rows, corners.rows, weight.contiguous()) for weight in weights]
+        slopes = [gather_rows(rows, corners.rows, corners.slope(axis)) for axis in range(3)]
         return torch.stack([(slope * grad.flatten(0, 1)).sum(-1) for slope in slopes], -1).view(points.shape)
 
     @staticmethod

@@ -77,13 +77,11 @@ class Corners:
         """[M, 8] trilinear weights."""
         return _bags(self._planes[:, :, None] * self._weight[:, 0])
 
-    @functools.cached_property
-    def slopes(self) -> Tensor:
-        """[3 M, 8] derivatives of the weights along x, y, z: three bags for each point."""
-        (x, y, z), (dx, dy, dz) = self._weight.unbind(1), self._slope.unbind(1)
-        planes = self._planes, z[:, None] * dy, dz[:, None] * y
-        found = torch.stack([p[:, :, None] * line for p, line in zip(planes, (dx, x, x), strict=True)])
-        return found.reshape(24, -1).T.reshape(-1, 8)
+    def slope(self, axis: int) -> Tensor:
+        """[M, 8] derivatives of the weights along x (0), y (1) or z (2)."""
+        x, y, z = (self._slope[:, k] if k == axis else self._weight[:, k] for k in range(3))
+        planes = self._planes if axis == 0 else z[:, None] * y
+        return _bags(planes[:, :, None] * x)
 
     def along(self, direction: Tensor) -> Tensor:
         """[M, 8] derivatives of the weights along `direction` [M, 3]."""

@@ -126,11 +126,11 @@ class Samples(NamedTuple):
         start = 0
         for volume, corners in zip(volumes, self.corners, strict=True):
             view = volume.first
-            width = view.rows.shape[1]
-            # A point's three bags follow each other, and read the same rows while they are in the cache.
-            bags = view.of(corners.rows).unsqueeze(1).expand(-1, 3, -1).reshape(-1, 8)
-            along = gather_rows(view.rows, bags, corners.slopes).view(-1, 3, width)
-            out += torch.bmm(along, by_features[:, start : start + width].unsqueeze(-1)).squeeze(-1)
+            bags, width = view.of(corners.rows), view.rows.shape[1]
+            part = by_features[:, start : start + width]
+            for axis in range(3):
+                along = gather_rows(view.rows, bags, corners.slope(axis))
+                out[:, axis].add_(along.mul_(part).sum(-1))
             start += width
         return out
 

@@ -25,10 +25,10 @@ def _restore_threads() -> Iterator[None]:
 
 
 @pytest.mark.parametrize(("count", "most", "sizes"), [
-    (0, 5, []), (1, 5, [1]), (5, 5, [5]), (6, 5, [3, 3]), (11, 5, [3, 3, 3, 2]), (20, 5, [5, 5, 5, 5]),
-    (3, 1, [1, 1, 1]),
+    (0, 5, []), (1, 5, [1]), (5, 5, [5]), (6, 5, [5, 1]), (40, 5, [5] * 8), (41, 5, [5] * 8 + [1]),
+    (50, 5, [5] * 10), (81, 10, [9] * 9), (1024, 62, [57] * 17 + [55]), (8, 1, [1] * 8), (9, 1, [1] * 9),
 ])  # fmt: skip
-def test_parts_are_even_and_cover_everything(count: int, most: int, sizes: list[int]) -> None:
+def test_parts_have_one_size_and_cover_everything(count: int, most: int, sizes: list[int]) -> None:
     parts = even_parts(count, most)
     assert [part.stop - part.start for part in parts] == sizes
     assert [i for part in parts for i in range(part.start, part.stop)] == list(range(count))
