@@ -13,6 +13,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.cases import SIZES
+from benchmarks.keep_memory import keep_memory
 from benchmarks.suite import Suite
 
 
@@ -41,6 +42,7 @@ def pytest_configure(config: pytest.Config) -> None:
     rounds = config.getoption("--bench-rounds")
     if rounds is not None and rounds < 1:
         raise pytest.UsageError(f"--bench-rounds: expected at least 1, got {rounds}")
+    keep_memory()
 
 
 # Sittings of the same number are one turn, renderers before operators.

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -201,3 +204,30 @@ def test_ceilings_and_provenance(monkeypatch: pytest.MonkeyPatch) -> None:
     facts = provenance("cpu")
     assert facts["torch"] == torch.__version__ and facts["threads"] == torch.get_num_threads()
     assert not any("not installed" in str(facts[name]) for name in ("torch", "numpy"))
+
+
+ROOT = Path(__file__).parents[2]
+FAULTS = """
+import resource, sys, torch
+from benchmarks.keep_memory import keep_memory
+if sys.argv[1] == "keep":
+    assert keep_memory()
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(5):
+        torch.ones(40 << 20, dtype=torch.uint8)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+print(faults())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc only")
+def test_freed_memory_stays() -> None:
+    """A large tensor costs no page faults once one like it has been freed; by default each does."""
+
+    def faults(mode: str) -> int:
+        command = [sys.executable, "-c", FAULTS, mode]
+        return int(subprocess.run(command, check=True, capture_output=True, cwd=ROOT).stdout)
+
+    assert faults("keep") < 100 < 10_000 < faults("default")
