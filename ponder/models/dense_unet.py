@@ -20,6 +20,8 @@ def _for_onednn(x: Tensor) -> Tensor:
     slower there than oneDNN, forwards and backwards.
     """
     suits = x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+    # Autocast cannot cast that layout.
+    suits = suits and not torch.is_autocast_enabled("cpu")
     return x.to_mkldnn() if suits and not x.is_mkldnn else x
 
 

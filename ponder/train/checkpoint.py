@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import struct
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,25 @@ from torch import nn
 
 from ponder.train.config import ConfigError, TrainConfig, from_dict, to_dict
 from ponder.train.files import write_atomically
+from ponder.train.foreign import read_foreign
 
 FORMAT = "ponder-pretrain"
 VERSION = 1
+# What torch.load raises for files that are damaged or something else.
+UNREADABLE = (
+    RuntimeError,
+    EOFError,
+    OSError,
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    struct.error,
+    ValueError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    ArithmeticError,
+    AssertionError,
+)
 
 
 class CheckpointError(ValueError):
@@ -40,6 +57,23 @@ def save_checkpoint(path: Path, config: TrainConfig, model: nn.Module, **state: 
     write_atomically(path, lambda stream: torch.save(content, stream))
 
 
+def read_file(path: Path) -> Any:
+    """What torch.save wrote: tensors, on the CPU, and plain values; other objects in it become `Placeholder`s.
+
+    Raises:
+        CheckpointError: missing, truncated or not such a file.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint {path} does not exist")
+    try:
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError:
+            return read_foreign(path)
+    except UNREADABLE:
+        raise CheckpointError(f"checkpoint {path} is truncated or not a checkpoint file") from None
+
+
 def read_checkpoint(path: Path) -> tuple[TrainConfig, dict[str, Any]]:
     """Read a checkpoint.
 
@@ -49,20 +83,7 @@ def read_checkpoint(path: Path) -> tuple[TrainConfig, dict[str, Any]]:
     Raises:
         CheckpointError: missing, truncated, not a checkpoint, or of another version.
     """
-    if not path.is_file():
-        raise CheckpointError(f"checkpoint {path} does not exist")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        RuntimeError,
-        EOFError,
-        OSError,
-        pickle.UnpicklingError,
-        zipfile.BadZipFile,
-        ValueError,
-        KeyError,
-    ):
-        raise CheckpointError(f"checkpoint {path} is truncated or not a checkpoint file") from None
+    content = read_file(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"checkpoint {path} was not written by `ponder pretrain`")
     if content.get("version") != VERSION:

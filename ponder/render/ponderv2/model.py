@@ -56,8 +56,8 @@ class SurfaceModel(nn.Module):
             unused: swallowed with a warning.
 
         Returns:
-            rgb [R, 3] (clamped to [0, 1] in evaluation), semantic and feature [R, E] if the field has them; depth [R, 1];
-            normal [R, 3], not at unit length; per sample weights, sdf and z_vals [R, S, 1], gradients and
+            rgb [R, 3] (clamped to [0, 1] in evaluation), semantic and feature [R, E] if the field has them; depth
+            [R, 1]; normal [R, 3], not at unit length; per sample weights, sdf and z_vals [R, S, 1], gradients and
             sampled_points [R, S, 3]; of the sampler's first round init_sampled_points [R, S0, 3] and init_weights
             [R, S0, 1], of the others new_sampled_points [R, S1, 3]; sparse_points_sdf [M, 1] if its loss is on.
 

@@ -1,0 +1,1 @@
+"""Training as PonderV2 configs describe it."""
