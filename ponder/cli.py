@@ -1,4 +1,4 @@
-"""The command line: `ponder pretrain | evaluate | render | mesh | doctor`."""
+"""The command line: `ponder pretrain | finetune | evaluate | render | mesh | features | convert | doctor`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ import os
 import sys
 from collections.abc import Sequence
 
+from ponder.cli_convert import add_convert
+from ponder.cli_features import add_features
+from ponder.cli_ponderv2 import EVALUATE_HELP, add_config_options, add_finetune
+
 # Seconds-long imports (torch, skimage, spconv) happen inside the commands, so that --help answers at once.
 
 EPILOG = """examples:
@@ -14,6 +18,8 @@ EPILOG = """examples:
   ponder pretrain rgbd --data my_sequence --out runs/a   an RGB-D folder
   ponder pretrain rgbd --data my_sequence --out runs/a --resume
   ponder evaluate runs/a/checkpoint.pt --data my_sequence --out runs/a/evaluate
+  ponder pretrain configs/scannet/pretrain-ponder-spunet-v1m1-0-base.py --data data    a PonderV2 config
+  ponder features model_last.pth --data office.ply --out office.npz
 """
 
 
@@ -27,16 +33,21 @@ def build_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_pretrain(commands)
+    add_finetune(commands)
     _add_evaluate(commands)
     _add_render(commands)
     _add_mesh(commands)
+    add_features(commands)
+    add_convert(commands)
     commands.add_parser("doctor", help="what was found on this machine, and what will be used")
     return parser
 
 
 def _add_pretrain(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("pretrain", help="train by rendering", description="Train by rendering.")
-    parser.add_argument("recipe", metavar="RECIPE", help="demo (procedural rooms) or rgbd (an RGB-D folder)")
+    parser.add_argument(
+        "recipe", metavar="RECIPE", help="demo (procedural rooms), rgbd (an RGB-D folder), or a PonderV2 config file"
+    )
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="settings to change, e.g. steps=100 optim.lr=1e-3"
     )
@@ -48,6 +59,7 @@ def _add_pretrain(commands: argparse._SubParsersAction) -> None:
         "--resume", action="store_true", help="continue the run in --out (default: the latest runs/RECIPE*)"
     )
     parser.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
+    add_config_options(parser)
 
 
 def _add_scene(parser: argparse.ArgumentParser) -> None:
@@ -61,8 +73,10 @@ def _add_scene(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_evaluate(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser("evaluate", help="compare rendered views with frames")
+    parser = commands.add_parser("evaluate", help=f"compare rendered views with frames, {EVALUATE_HELP}")
     _add_scene(parser)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of the config file to change")
+    add_config_options(parser)
     parser.add_argument(
         "--views",
         metavar="FOLDER",
@@ -96,10 +110,10 @@ def _add_mesh(commands: argparse._SubParsersAction) -> None:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Parse a command line; `key=value` may stand before, between or behind the options of `pretrain`."""
+    """Parse a command line; `key=value` may stand before, between or behind the options."""
     parser = build_parser()
     options, rest = parser.parse_known_args(arguments)
-    stray = [text for text in rest if options.command != "pretrain" or text.startswith("-")]
+    stray = [text for text in rest if not hasattr(options, "overrides") or text.startswith("-")]
     if stray:
         parser.error(f"unrecognized arguments: {' '.join(stray)}")
     if rest:

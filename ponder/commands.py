@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from ponder.cli_ponderv2 import is_config
 from ponder.data.scene import DataError
 from ponder.models.sparse_engine import SparseEngineError
 from ponder.train.checkpoint import CheckpointError
@@ -24,30 +25,49 @@ EXIT_INTERRUPTED = 130
 
 def run(options: argparse.Namespace) -> int:
     """Dispatch to the command; returns the exit code."""
+    from ponder.commands_convert import convert
+    from ponder.commands_features import features
+    from ponder.commands_ponderv2 import finetune
+    from ponder.train.ponderv2.distributed import PeerError
+    from ponder.train.ponderv2.signals import Stopped
     from ponder.train.run import TrainingError
 
     console = Console()
     command = {
         "pretrain": pretrain,
+        "finetune": finetune,
         "evaluate": evaluate,
         "render": render,
         "mesh": mesh,
+        "features": features,
+        "convert": convert,
         "doctor": doctor,
     }[options.command]
     try:
         command(options, console)
-    except (*EXPECTED, TrainingError) as error:
+    except (*EXPECTED, TrainingError, PeerError) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return stopped.exit_code
     except KeyboardInterrupt:
-        hint = "; continue with --resume" if options.command == "pretrain" else ""
-        print(f"interrupted{hint}", file=sys.stderr)
+        hints = {
+            **dict.fromkeys(("pretrain", "finetune"), "; continue with --resume"),
+            "convert": "; the same command again continues",
+        }
+        print(f"interrupted{hints.get(options.command, '')}", file=sys.stderr)
         return EXIT_INTERRUPTED
     return 0
 
 
 def pretrain(options: argparse.Namespace, console: Console) -> None:
     """`ponder pretrain`."""
+    if is_config(options.recipe):
+        from ponder.commands_ponderv2 import pretrain as pretrain_config
+
+        return pretrain_config(options, console)
+    _refuse_config_options(options)
     from ponder.recipes import get_recipe
     from ponder.train.config import apply_overrides
     from ponder.train.device import choose_device
@@ -79,6 +99,12 @@ def pretrain(options: argparse.Namespace, console: Console) -> None:
     console.print(f"outputs in {folder}", highlight=False, soft_wrap=True)
 
 
+def _refuse_config_options(options: argparse.Namespace) -> None:
+    for name in ("weights", "text"):
+        if getattr(options, name) is not None:
+            raise ConfigError(f"--{name}: only a PonderV2 config file takes it")
+
+
 def _metric_cells(values: dict[str, float]) -> list[str]:
     formats = {
         "psnr": ".2f",
@@ -92,6 +118,13 @@ def _metric_cells(values: dict[str, float]) -> list[str]:
 
 def evaluate(options: argparse.Namespace, console: Console) -> None:
     """`ponder evaluate`."""
+    if options.checkpoint.endswith(".py"):
+        from ponder.commands_ponderv2 import evaluate as evaluate_config
+
+        return evaluate_config(options, console)
+    _refuse_config_options(options)
+    if options.overrides:
+        raise ConfigError(f"{options.overrides[0]}: only a PonderV2 config file takes key=value")
     from ponder.data.sources import load_views
     from ponder.tasks.trained import open_trained
     from ponder.tasks.view_synthesis import evaluate_views, summarise

@@ -8,7 +8,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from ponder.models.sparse_engine import load_engine
-from ponder.models.sparse_unet import CHANNELS, LAYERS, NORM_EPS, NORM_MOMENTUM, LayerKit, SparseUNetBase
+from ponder.models.sparse_unet import CHANNELS, LAYERS, NORM_EPS, NORM_MOMENTUM, LayerKit, SparseUNetBase, VoxelNorm
 
 CONDITIONS = ("ScanNet", "S3DIS", "Structured3D")
 
@@ -30,7 +30,7 @@ class PDNorm(nn.Module):
     ) -> None:
         super().__init__()
         self.decouple, self.adaptive = decouple, adaptive
-        norm = partial(nn.BatchNorm1d, channels, eps=NORM_EPS, momentum=NORM_MOMENTUM, affine=affine)
+        norm = partial(VoxelNorm, channels, eps=NORM_EPS, momentum=NORM_MOMENTUM, affine=affine)
         if decouple:
             self.bns = nn.ModuleList(norm() for _ in range(conditions))
         else:

@@ -87,27 +87,27 @@ def _load_spconv() -> ModuleType:
 
 
 def _repair_cpu_path() -> None:
-    """Mend two faults of spconv 2.3 on CPU tensors; CUDA tensors take the original path.
+    """Mend three faults of spconv 2.3 on CPU tensors; CUDA tensors take the original path.
 
     Its backward asks torch for the current CUDA stream, which fails without CUDA: the number is unused there, so 0
     answers. Its gather and scatter race when OpenMP gives them more than one thread, and then return wrong sums: they
-    run on one.
+    run on one. Under autocast the products between them would be of half precision, which they cannot take.
     """
     ops = importlib.import_module("spconv.pytorch.ops")
     if getattr(ops.indice_conv, "__wrapped__", None) is not None:
         return
     if not torch.cuda.is_available():
         ops.get_current_stream = _no_stream  # type: ignore[attr-defined]
-    ops.indice_conv = _on_one_thread(ops.indice_conv)  # type: ignore[attr-defined]
-    ops.indice_conv_backward = _on_one_thread(ops.indice_conv_backward)  # type: ignore[attr-defined]
+    ops.indice_conv = _repaired(ops.indice_conv)  # type: ignore[attr-defined]
+    ops.indice_conv_backward = _repaired(ops.indice_conv_backward)  # type: ignore[attr-defined]
 
 
-def _on_one_thread(function: Callable[..., Any]) -> Callable[..., Any]:
+def _repaired(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def call(features: torch.Tensor, *arguments: Any, **options: Any) -> Any:
         if features.is_cuda:
             return function(features, *arguments, **options)
-        with one_thread():
+        with one_thread(), torch.autocast("cpu", enabled=False):
             return function(features, *arguments, **options)
 
     return call

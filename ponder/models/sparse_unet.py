@@ -30,6 +30,17 @@ LAYERS = (2, 3, 4, 6, 2, 2, 2, 2)
 Prompt = tuple[Any, ...]
 
 
+class VoxelNorm(nn.BatchNorm1d):
+    """Batch norm of voxels [N, C]; a single one, which has no variance, is normalised by the running statistics."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > 1 or not self.training:
+            return super().forward(x)
+        return nn.functional.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
+        )
+
+
 class PointwiseConv(nn.Module):
     """1x1x1 sparse convolution: a linear map of every voxel's features.
 
@@ -272,7 +283,7 @@ class SparseUNet(SparseUNetBase):
         device: str = "cpu",
         reinterpreted_kernels: bool = True,
     ) -> None:
-        norm = partial(nn.BatchNorm1d, eps=NORM_EPS, momentum=norm_momentum)
+        norm = partial(VoxelNorm, eps=NORM_EPS, momentum=norm_momentum)
         kit = LayerKit(load_engine(engine, device), norm, ("0", "1"), ("proj.0", "proj.1"), reinterpreted_kernels)
         super().__init__(kit, in_channels, num_classes, base_channels, channels, layers, cls_mode)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,18 +15,19 @@ class OutputError(OSError):
     """An output folder or file that cannot be written; the message is one sentence."""
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
+def write_atomically(path: Path, write: Callable[[BinaryIO], None], durable: bool = True) -> None:
     """Call `write` on a temporary file in the same folder, then rename it to `path`.
 
-    A reader, or a process killed at any moment, finds the old content or the new, never a part of it.
+    A reader, or a process killed at any moment, finds the old content or the new, never a part of it. Unless `durable`,
+    which waits for the disk, a power failure soon afterwards may leave less.
     """
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    temporary = Path(name)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     try:
-        with os.fdopen(handle, "wb") as stream:
+        with temporary.open("xb") as stream:
             write(stream)
-            stream.flush()
-            os.fsync(stream.fileno())
+            if durable:
+                stream.flush()
+                os.fsync(stream.fileno())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -228,23 +228,27 @@ class PonderIndoor(nn.Module):
 
     def render_losses(self, volume: Tensor, rays: PixelRays, batch: Batch) -> dict[str, Tensor]:
         """Weighted losses of the rendered rays and psnr; zeros, connected to the volume, of a batch without rays."""
-        weights = {name: weight for name, weight in self.renderer.loss.weights.items() if weight > 0}
-        if not len(rays.origins):
-            inputs = (volume, *self.renderer.parameters())
-            nothing = torch.stack([value[:0].sum().float() for value in inputs]).sum()
-            names = [*weights, *(["distillation_loss"] if self.distillation is not None else [])]
-            return {name: nothing.clone() for name in names}
-        preds = self.render(volume, rays)
-        with _full_precision(volume):
+        if len(rays.origins):
+            return self.losses(self.render(volume, rays), rays, batch)
+        inputs = (volume, *self.renderer.parameters())
+        nothing = torch.stack([value[:0].sum().float() for value in inputs]).sum()
+        names = [name for name, weight in self.renderer.loss.weights.items() if weight > 0]
+        if self.distillation is not None:
+            names.append("distillation_loss")
+        return {name: nothing.clone() for name in names}
+
+    def losses(self, preds: Mapping[str, Tensor], rays: PixelRays, batch: Batch) -> dict[str, Tensor]:
+        """Weighted losses and psnr, from what `render` gives for rays of a batch."""
+        with _full_precision(rays.origins):
             targets = {"depth": rays.depth, "rgb": rays.rgb}
-            if "semantic_loss" in weights:
+            if "semantic" in preds:
                 table = self.class_table(batch)
                 targets["semantic_class"] = rays.labels
                 # Without classes nothing has a label.
                 targets["semantic_table"] = preds["semantic"].new_zeros(1, preds["semantic"].shape[1])
                 if table is not None:
                     targets["semantic_table"] = table
-            terms = self.renderer.get_loss(preds, targets)
+            terms: dict[str, Tensor] = self.renderer.get_loss(preds, targets)
             if self.distillation is not None:
                 terms["distillation_loss"] = self._distillation_loss(self.distillation, preds, rays, batch)
         return terms
