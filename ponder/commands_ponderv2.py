@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -96,7 +97,7 @@ def _run_options(path: str, config: Config, options: argparse.Namespace) -> RunO
 
 @contextmanager
 def spoken_warnings() -> Iterator[None]:
-    """Show each warning once, as a sentence without the line of code it came from."""
+    """Show each warning once, on one rank only, as a sentence without the line of code it came from."""
     told: set[str] = set()
 
     def show(
@@ -107,7 +108,8 @@ def spoken_warnings() -> Iterator[None]:
         file: TextIO | None = None,
         line: str | None = None,
     ) -> None:
-        if issubclass(category, UserWarning) and str(message) not in told:
+        first_rank = os.environ.get("RANK", "0") == "0"
+        if first_rank and issubclass(category, UserWarning) and str(message) not in told:
             told.add(str(message))
             print(f"warning: {message}", file=sys.stderr)
 

@@ -557,6 +557,7 @@ def test_lists_are_no_scenes(tmp_path: Path) -> None:
         (dict(normal=np.zeros((3, 3))), "expected 'normal' for 3000 points, got 3"),
         (dict(color=np.zeros((3000, 4))), r"expected 'color' of shape \[N, 3\] with N > 0, got \[3000, 4\]"),
         (dict(coord=None), r"expected 'coord' of shape \[N, 3\] with N > 0, got nothing"),
+        (dict(coord=np.full((3000, 3), np.nan)), "expected finite 'coord', got 9000 other values"),
         (dict(semantic_gt20=np.zeros(7)), "expected 'semantic_gt20' for 3000 points, got 7"),
     ],
 )

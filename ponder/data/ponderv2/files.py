@@ -24,10 +24,9 @@ _MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")
 
 def _numpy_globals() -> list[Any]:
     """What saved NumPy arrays and numbers refer to, under the names of NumPy 1 and 2."""
-    multiarray = getattr(np, "_core", None) or np.core
+    rebuild = {"_reconstruct": np.zeros(1).__reduce__()[0], "scalar": np.float64(0).__reduce__()[0]}
     found: list[Any] = [np.ndarray, np.dtype]
-    for name in ("_reconstruct", "scalar"):
-        found += [(getattr(multiarray.multiarray, name), f"{module}.{name}") for module in _MODULES]
+    found += [(function, f"{module}.{name}") for name, function in rebuild.items() for module in _MODULES]
     kinds = {np.dtype(kind) for kind in "?bBhHiIlLqQefd"} | {np.dtype("U1"), np.dtype("S1")}
     return [*found, *{type(kind) for kind in kinds}]
 
@@ -52,7 +51,7 @@ def columns(data: dict[str, Any], keys: tuple[str, ...], path: Path) -> tuple[Ar
     """Arrays [N, 3] of a scene, all of the same length, as stored.
 
     Raises:
-        DataError: one is missing or has another shape.
+        DataError: one is missing or has another shape, or the first is not finite.
     """
     found: list[Array] = []
     for key in keys:
@@ -63,6 +62,8 @@ def columns(data: dict[str, Any], keys: tuple[str, ...], path: Path) -> tuple[Ar
         if found and len(value) != len(found[0]):
             raise DataError(f"{path}: expected {key!r} for {len(found[0])} points, got {len(value)}")
         found.append(value)
+    if not np.isfinite(found[0]).all():
+        raise DataError(f"{path}: expected finite {keys[0]!r}, got {int((~np.isfinite(found[0])).sum())} other values")
     return tuple(found)
 
 

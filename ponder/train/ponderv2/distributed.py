@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -100,10 +101,13 @@ def process_group(device: torch.device, timeout: float) -> Iterator[World]:
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
     try:
         yield world
-    finally:
-        # After a lost rank the group cannot be closed in order; the process is about to end anyway.
-        if dist.is_initialized():
-            dist.destroy_process_group()
+    except PeerError:
+        # Without all ranks the group cannot be closed in order, and the process is about to end.
+        raise
+    except BaseException:
+        dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
 
 
 @contextmanager
@@ -114,7 +118,7 @@ def peer_errors(world: World) -> Iterator[None]:
     except RuntimeError as error:
         if world.size == 1 or not is_peer_failure(error):
             raise
-        raise PeerError(f"rank {world.rank} of {world.size} lost another process: {_first_line(error)}") from error
+        raise PeerError(f"rank {world.rank} of {world.size} lost another process: {_reason(error)}") from error
 
 
 def is_peer_failure(error: BaseException) -> bool:
@@ -123,9 +127,10 @@ def is_peer_failure(error: BaseException) -> bool:
     return own or (isinstance(error, RuntimeError) and any(word in str(error) for word in CONNECTION_WORDS))
 
 
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+def _reason(error: BaseException) -> str:
+    """The first sentence of an error, without the line of code that it begins with."""
+    text = re.sub(r"^\[[^\]]*\] *", "", str(error).strip())
+    return text.split("\n")[0].split(". ")[0] or type(error).__name__
 
 
 def all_sum(values: Tensor, world: World) -> Tensor:

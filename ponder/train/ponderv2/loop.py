@@ -114,17 +114,22 @@ class Trainer:
             self._recorder = Recorder(self.folder, self.progress.step)
         try:
             with stop_requests() as request:
-                while self.progress.epoch < self.settings.epochs:
-                    self._train_epoch(request)
-                    self._end_epoch()
-        except PeerError as error:
-            self.save()
-            raise PeerError(
-                f"{error}; the state after step {self.progress.step} is saved, go on with --resume"
-            ) from error
+                self._run(request)
         finally:
             if self._recorder is not None:
                 self._recorder.close()
+
+    def _run(self, request: StopRequest) -> None:
+        try:
+            while self.progress.epoch < self.settings.epochs:
+                self._train_epoch(request)
+                self._end_epoch()
+        except PeerError as error:
+            # torchrun, too, sees that a process is gone, and ends the others.
+            request.ending = True
+            self.save()
+            saved = f"the state after step {self.progress.step} is saved, go on with --resume"
+            raise PeerError(f"{error}; {saved}") from error
 
     def _train_epoch(self, request: StopRequest) -> None:
         done = self.progress

@@ -31,9 +31,15 @@ class Stopped(Exception):  # noqa: N818 - a run that was asked to end is no erro
 
 @dataclass
 class StopRequest:
-    """The signal received so far, 0 for none."""
+    """The signal received so far, 0 for none.
+
+    Attributes:
+        number: of the last signal.
+        ending: the process is about to end by itself: later signals must not cut its last words short.
+    """
 
     number: int = 0
+    ending: bool = False
 
     @property
     def name(self) -> str:
@@ -43,7 +49,7 @@ class StopRequest:
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Note SIGTERM and SIGINT instead of dying of them; a second one of the same kind ends the process as usual.
+    """Note SIGTERM and SIGINT instead of dying of them; a second SIGINT interrupts as usual.
 
     Outside the main thread signals cannot be caught, and none is noted.
     """
@@ -55,7 +61,8 @@ def stop_requests() -> Iterator[StopRequest]:
 
     def note(number: int, frame: FrameType | None) -> None:
         request.number = number
-        signal.signal(number, before[signal.Signals(number)])
+        if number == signal.SIGINT:
+            signal.signal(number, before[signal.SIGINT])
 
     for number in SIGNALS:
         signal.signal(number, note)
@@ -63,4 +70,5 @@ def stop_requests() -> Iterator[StopRequest]:
         yield request
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if not request.ending:
+                signal.signal(number, handler)
