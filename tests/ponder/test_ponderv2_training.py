@@ -200,16 +200,18 @@ def test_checkpoints_have_the_keys_of_ponderv2(tmp_path: Path) -> None:
 
 
 class StoppingBatches(ToyBatches):
-    """Batches during which a signal arrives."""
+    """Batches during which a signal arrives, and maybe ends the loader's processes too."""
 
-    def __init__(self, at: int, number: int) -> None:
+    def __init__(self, at: int, number: int, broken: bool = False) -> None:
         super().__init__()
-        self.at, self.number = at, number
+        self.at, self.number, self.broken = at, number, broken
 
     def steps(self, epoch: int, start: int) -> Any:
         for step in super().steps(epoch, start):
             if self.loaded[-1] == self.at:
                 os.kill(os.getpid(), self.number)
+                if self.broken:
+                    raise RuntimeError("a worker was killed by a signal")
             yield step
 
 
@@ -237,6 +239,19 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(at: int, number: int, tm
     assert trainer.batches.loaded == list(range(at + 1, 12)), "batches that were trained on are not loaded again"
     same(tmp_path / "whole", tmp_path / "broken")
     assert [r["loss"] for r in records(tmp_path / "whole")] == [r["loss"] for r in records(tmp_path / "broken")]
+
+
+def test_a_loader_that_dies_of_the_signal_stops_the_run_too(tmp_path: Path) -> None:
+    trainer = toy_trainer(tmp_path)
+    trainer.batches = StoppingBatches(7, signal.SIGTERM, broken=True)
+    with pytest.raises(Stopped, match="after step 7 of 12"):
+        trainer.train()
+    assert state.read(trainer.models / "model_last.pth")["ponder"]["progress"]["step"] == 7
+    # Without a signal it is an error of its own.
+    trainer = toy_trainer(tmp_path)
+    trainer.batches = StoppingBatches(7, 0, broken=True)
+    with pytest.raises(RuntimeError, match="a worker was killed"):
+        trainer.train()
 
 
 def test_a_save_in_the_middle_is_where_a_killed_run_goes_on(tmp_path: Path) -> None:

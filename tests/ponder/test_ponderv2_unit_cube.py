@@ -238,6 +238,19 @@ def test_small_scenes_are_resized() -> None:
     assert volume.is_contiguous(memory_format=torch.channels_last_3d)
 
 
+def test_as_many_voxels_as_cells_are_not_resized() -> None:
+    """Whether or not another scene of the batch is."""
+    cube = cube_of(room_batch([(0.2, 0.15, 0.1), (0.05, 0.04, 0.04)]))
+    size = int(cube.resolution[0]) + 1
+    shape = (size + 3, size + 2, size)
+    assert int(cube.resolution[1]) + 1 < size
+    volume = points_to_volume(torch.ones(len(cube.coord), 1), cube, shape, VOXEL)
+    by_the_text = {
+        cell for cell, scene in zip(cells_by_the_text(cube, shape), cube.batch.tolist(), strict=True) if scene == 0
+    }
+    assert {(x, y, z) for z, y, x in volume[0, 0].nonzero().tolist()} == by_the_text
+
+
 def test_gradient_of_the_means() -> None:
     cube = cube_of(room_batch(SIZES))
     features = torch.randn(len(cube.coord), 2, requires_grad=True)

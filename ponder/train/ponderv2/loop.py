@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 import torch
 from rich.console import Console
@@ -130,6 +130,11 @@ class Trainer:
             self.save()
             saved = f"the state after step {self.progress.step} is saved, go on with --resume"
             raise PeerError(f"{error}; {saved}") from error
+        except RuntimeError as error:
+            # Signals often go to the loader's processes too, whose end is then an error here.
+            if request.number == 0 or isinstance(error, TrainingError):
+                raise
+            self._stop(request)
 
     def _train_epoch(self, request: StopRequest) -> None:
         done = self.progress
@@ -194,11 +199,14 @@ class Trainer:
     def _save_or_stop(self, result: StepResult, request: StopRequest) -> None:
         done = self.progress
         if result.stop:
-            self.save()
-            text = f"stopped by {request.name} after step {done.step} of {self.total_steps}; continue with --resume"
-            raise Stopped(text, request.number)
+            self._stop(request)
         if done.step % self.settings.save_every == 0:
             self.save()
+
+    def _stop(self, request: StopRequest) -> NoReturn:
+        self.save()
+        text = f"stopped by {request.name} after step {self.progress.step} of {self.total_steps}"
+        raise Stopped(f"{text}; continue with --resume", request.number) from None
 
     def _end_epoch(self) -> None:
         done = self.progress
