@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ class ToyBatches:
         self.world = world or World()
         self.samples, self.batch, self.parts = samples(), batch, parts
         self.loaded: list[int] = []
+        self.skipped: Counter[str] = Counter()
 
     def __len__(self) -> int:
         return len(self.samples) // self.batch

@@ -171,6 +171,9 @@ def test_finetuning_starts_from_pretrained_weights(
     assert ponder("evaluate", CONFIGS / "s3dis" / "semseg-ppt.py", *arguments) == 0
     again = json.loads((tmp_path / "test" / "metrics.json").read_text())
     assert again["mIoU"] == pytest.approx(summary["test"]["mIoU"])
+    assert ponder("evaluate", CONFIGS / "scannet" / "semseg.py", *arguments) == 2
+    # Other weights would give scores that mean nothing.
+    assert "error: checkpoint" in capfd.readouterr().err
 
 
 def test_weights_go_into_a_wrapped_backbone(pretrained: Path, data: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import math
 import resource
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -41,6 +42,11 @@ class Batches(Protocol):
 
     def __len__(self) -> int:
         """Steps of an epoch."""
+        ...
+
+    @property
+    def skipped(self) -> Counter[str]:
+        """What was left out so far, by reason."""
         ...
 
     def steps(self, epoch: int, start: int) -> Iterator[Sequence[Batch]]:

@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from ponder.data.ponderv2 import describe
 from ponder.data.scene import DataError
 from ponder.models.ponderv2.build import build_model
 from ponder.models.sparse_engine import SparseEngineError
@@ -160,6 +161,17 @@ def load_weights(model: nn.Module, path: str | None, settings: TrainerConfig, co
         raise CheckpointError(f"checkpoint {path} does not hold the model's weights exactly, and the hook is strict")
 
 
+def load_exactly(model: nn.Module, path: str | Path) -> None:
+    """Load weights that a model was trained to.
+
+    Raises:
+        CheckpointError: no such file, or it is of another model.
+    """
+    report = load_checkpoint(model, path)
+    if not report.complete:
+        raise CheckpointError(f"checkpoint {path} is not of this model: {' '.join(str(report).split())}")
+
+
 def _folder(config: Config, options: RunOptions, resume: bool, device: torch.device, world: World) -> Path:
     """The output folder, which all ranks choose before any of them writes."""
     own = config.get("save_path", DEFAULT_FOLDER)
@@ -241,13 +253,16 @@ def finish(trainer: Trainer, config: Config, options: RunOptions) -> dict[str, A
         "seed": settings.seed,
         "last_step": {name: finite(value) for name, value in trainer.last.items()},
     }
+    if trainer.batches.skipped:
+        summary["left_out"] = dict(trainer.batches.skipped)
+        trainer.console.print(f"left out: {describe(trainer.batches.skipped)}", highlight=False, soft_wrap=True)
     if trainer.validation:
         summary["validation"] = {name: finite(value) for name, value in trainer.validation.items()}
         summary["best"] = finite(done.best)
     if settings.hooks.test:
         best = trainer.models / state.BEST
         if not settings.hooks.test_last and best.exists():
-            load_checkpoint(learner.model, best)
+            load_exactly(learner.model, best)
         with config_errors("data"):
             summary["test"] = run_protocol(
                 config, settings, learner.model, learner.world, options.data, trainer.folder, trainer.console
@@ -279,7 +294,7 @@ def run_test(config: Config, options: RunOptions) -> dict[str, float]:
             make_output_folder(folder)
         from_main(0, device, world)
         model = build(config, options, device, settings.seed or 0)
-        load_weights(model, path, settings, console)
+        load_exactly(model, path)
         with config_errors("data"):
             found = run_protocol(config, settings, model, world, options.data, folder, console)
         if world.is_main:
