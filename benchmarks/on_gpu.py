@@ -94,6 +94,8 @@ def _run(arguments: Sequence[str], log: IO[bytes], limit: float) -> tuple[int, b
         stdout=log,
         stderr=subprocess.STDOUT,
         start_new_session=True,
+        # A shell starts what runs in the background deaf to Ctrl-C, which its children would inherit.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         return process.wait(limit), True

@@ -38,5 +38,6 @@ def read_plain(path: Path) -> Any:
     try:
         with torch.serialization.safe_globals(_harmless()):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except _DAMAGE:
-        raise DataError(f"{path}: is missing, truncated or not a file of plain arrays") from None
+    except _DAMAGE as error:
+        reason = getattr(error, "strerror", None) or "truncated or not a file of plain arrays"
+        raise DataError(f"{path}: expected a file saved by torch.save, got: {reason}") from error

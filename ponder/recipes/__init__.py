@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from ponder.recipes.demo import demo
 from ponder.recipes.rgbd import rgbd
-from ponder.train.config import ConfigError, TrainConfig, suggest
+from ponder.registry import suggest
+from ponder.train.config import ConfigError, TrainConfig
 
 RECIPES: dict[str, Callable[[], TrainConfig]] = {"demo": demo, "rgbd": rgbd}
 

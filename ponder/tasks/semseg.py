@@ -11,6 +11,7 @@ import torch
 from scipy.spatial import cKDTree
 from torch import Tensor, nn
 
+from ponder.data.plain_files import read_plain
 from ponder.train.files import write_atomically
 
 # Keeps the ratio of a class that occurs nowhere at 0 rather than 0 / 0, as PonderV2's.
@@ -174,12 +175,10 @@ def read_area(path: Path) -> Overlap:
     """Read counts of an area written here or by PonderV2, whose files hold NumPy arrays.
 
     Raises:
+        DataError: unreadable.
         ValueError: not such a file.
     """
-    array = np.zeros(1, dtype=np.int64)
-    allowed: list[Any] = [array.__reduce__()[0], np.ndarray, np.dtype, type(array.dtype), np.dtypes.Float32DType]
-    with torch.serialization.safe_globals(allowed):
-        content = torch.load(path, map_location="cpu", weights_only=True)
+    content = read_plain(path)
     if not isinstance(content, dict) or not set(Overlap._fields) <= content.keys():
         raise ValueError(f"{path}: expected a dictionary with {', '.join(Overlap._fields)}")
     return Overlap(*(torch.as_tensor(content[name]).long() for name in Overlap._fields))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import typing
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from typing import Any
 from ponder.data.config import SOURCES, DataConfig
 from ponder.data.registration import MIN_RATIO
 from ponder.models.pretrainer import ModelConfig
+from ponder.registry import suggest
 from ponder.render.losses import LossConfig
 
 OPTIMIZERS = ("adamw", "sgd")
@@ -145,15 +145,6 @@ def apply_overrides(config: TrainConfig, overrides: Sequence[str]) -> TrainConfi
             raise ConfigError(f"unknown key {key!r}{suggest(key, known)}")
         config = _replace(config, key.split("."), value, key)
     return validate(config)
-
-
-def suggest(name: str, known: Sequence[str]) -> str:
-    """ "; did you mean ...?" for the nearest known name, also when only its last part was given; or the choices."""
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    if not near:
-        tails = {key.rpartition(".")[2]: key for key in known}
-        near = [tails[tail] for tail in difflib.get_close_matches(name.rpartition(".")[2], tails, n=1, cutoff=0.6)]
-    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
 
 
 def _replace(config: Any, parts: list[str], text: str, key: str) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -65,7 +66,12 @@ def test_a_step_beyond_its_limit_is_interrupted_then_killed(tmp_path: Path) -> N
 subprocess.Popen([sys.executable, '-c', {child!r}]); time.sleep(60)"
     on_gpu.GRACE = 3.0
     began = time.monotonic()
-    found = run(tmp_path, step("listens", listens, 5.0), step("deaf", deaf, 1.0), step("next", "pass"))
+    # As in the background of a shell.
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        found = run(tmp_path, step("listens", listens, 5.0), step("deaf", deaf, 1.0), step("next", "pass"))
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert [o.status for o in found] == ["out of time", "out of time", "ok"]
     assert found[0].note == "stopped after 5 s" and part.exists()
     time.sleep(max(0.0, began + 18 - time.monotonic()))

@@ -193,7 +193,7 @@ def test_weights_go_into_a_wrapped_backbone(pretrained: Path, data: Path, tmp_pa
         (("pretrain", "scannet/semseg.py"), "model.type: DefaultSegmentor is trained by `ponder finetune`"),
         (("finetune", PPT), "model.type: PonderIndoor-v2 is trained by `ponder pretrain`"),
         (("pretrain", PPT, "batch_size=100"), "batch_size"),
-        (("pretrain", PPT, "model.grid_shpe=3"), "model: unknown key 'grid_shpe' (did you mean 'grid_shape'?)"),
+        (("pretrain", PPT, "model.grid_shpe=3"), "model: unknown key 'grid_shpe'; did you mean 'grid_shape'?"),
         (("pretrain", PPT, "data.train.datasets.0.split=trian"), "trian"),
         (("pretrain", PPT, "optimizer.lr=fast"), "optimizer.lr: expected a number"),
         (

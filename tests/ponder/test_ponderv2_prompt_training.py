@@ -182,9 +182,9 @@ def test_criteria() -> None:
     torch.testing.assert_close(both, build_criteria([CE])(logits, labels) + build_criteria((LOVASZ,))(logits, labels))
     with pytest.raises(ValueError, match="criteria: expected at least one loss, got none"):
         build_criteria(None)(logits, labels)
-    with pytest.raises(ValueError, match=r"criteria\[1\]: type is 'LovazLoss' \(did you mean 'LovaszLoss'\?\)"):
+    with pytest.raises(ValueError, match=r"criteria\[1\]: type is 'LovazLoss'; did you mean 'LovaszLoss'\?"):
         build_criteria([CE, {"type": "LovazLoss"}])
-    with pytest.raises(ValueError, match=r"criteria\[0\]: unknown key 'los_weight' \(did you mean 'loss_weight'\?\)"):
+    with pytest.raises(ValueError, match=r"criteria\[0\]: unknown key 'los_weight'; did you mean 'loss_weight'\?"):
         build_criteria([{"type": "CrossEntropyLoss", "los_weight": 2.0}])
     with pytest.raises(ValueError, match="mode: only 'multiclass' is supported, got 'binary'"):
         build_criteria([{"type": "LovaszLoss", "mode": "binary"}])

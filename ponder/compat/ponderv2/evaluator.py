@@ -11,7 +11,8 @@ from typing import Any, ClassVar, NoReturn
 from ponder.compat.ponderv2.constants import MODULES
 from ponder.compat.ponderv2.limits import Budget, check_operation, check_spec
 from ponder.compat.ponderv2.operations import BINARY, COMPARISONS, FUNCTIONS, IN_PLACE, MISTAKES, UNARY, WORDS
-from ponder.train.config import ConfigError, suggest
+from ponder.registry import suggest
+from ponder.train.config import ConfigError
 
 Scope = MutableMapping[str, Any]
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import warnings
 from collections.abc import Sequence
 from typing import Any
 
 from ponder.compat.ponderv2.config_file import DELETE, ConfigWarning
+from ponder.registry import nearest
 from ponder.train.config import ConfigError
 from ponder.train.ponderv2.keys import KNOWN_KEYS
 
@@ -75,8 +75,7 @@ def _report_new(container: dict[str, Any], part: str, key: str, depth: int) -> N
     if part in known or not container:  # an empty dictionary takes anything
         return
     owner = ".".join(key.split(".")[:depth]) or "the config"
-    near = difflib.get_close_matches(part, [name for name in known if isinstance(name, str)], n=1, cutoff=0.6)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = nearest(part, known)
     warnings.warn(f"option {key!r}: {owner} has no {part!r}, it is added{hint}", ConfigWarning, stacklevel=5)
 
 

@@ -12,10 +12,10 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from ponder.data.ponderv2.files import Array, load_dict
-from ponder.data.ponderv2.registry import suggestion
 from ponder.data.ponderv2.skips import BAD_LABELS, NO_FRAMES, Skips, describe
 from ponder.data.ponderv2.transforms import Compose, Sample, build_step, build_transform
 from ponder.data.scene import DataError
+from ponder.registry import check_keys
 
 # Streams of random numbers of one seed, so that samples, their order and their mixing do not depend on each other.
 SAMPLE_STREAM, ORDER_STREAM, MIX_STREAM = 1, 2, 3
@@ -51,11 +51,7 @@ class EvaluationProtocol:
     def __init__(self, config: Mapping[str, Any] | None) -> None:
         if config is None:
             raise ValueError("test_cfg: expected a dict with test_mode=True, got None")
-        for key in config:
-            if key not in self._KEYS:
-                raise ValueError(
-                    f"test_cfg.{key}: expected one of {', '.join(self._KEYS)}{suggestion(key, self._KEYS)}"
-                )
+        check_keys(config, self._KEYS, "test_cfg")
         steps = {key: config[key] for key in ("voxelize", "crop") if config.get(key) is not None}
         self._steps = {key: build_step(step, f"test_cfg.{key}") for key, step in steps.items()}
         self._finish = build_transform(config.get("post_transform"), "test_cfg.post_transform")

@@ -9,7 +9,6 @@ from typing import Any
 
 from ponder.data.ponderv2.base import PointDataset
 from ponder.data.ponderv2.concat import ConcatDataset
-from ponder.data.ponderv2.registry import construct, lookup, suggestion
 from ponder.data.ponderv2.rooms import (
     DefaultDataset,
     S3DISDataset,
@@ -18,6 +17,7 @@ from ponder.data.ponderv2.rooms import (
     Structured3DRGBDDataset,
 )
 from ponder.data.ponderv2.scannet import ScanNet200Dataset, ScanNetDataset, ScanNetRGBDDataset
+from ponder.registry import check_keys, choose, construct
 
 DATASETS: dict[str, type] = {
     cls.__name__: cls
@@ -64,9 +64,8 @@ def build_dataset(
 def _build(
     cfg: Mapping[str, Any], root: Path | str | None, seed: int | Sequence[int], given: Mapping[str, Any], where: str
 ) -> PointDataset | ConcatDataset:
-    cls = lookup(DATASETS, cfg, where)
-    arguments = {key: value for key, value in cfg.items() if key != "type"}
-    where = f"{where}: {cls.__name__}"
+    name, cls, arguments = choose(cfg, DATASETS, where)
+    where = f"{where}: {name}"
     if cls is ConcatDataset:
         return _concatenation(arguments, root, seed, given, where)
     known = inspect.signature(cls).parameters
@@ -76,9 +75,7 @@ def _build(
         if isinstance(value, str | Path):
             arguments[key] = _placed(str(value), root)
     arguments = {key: value for key, value in given.items() if key in known} | arguments
-    if "seed" in arguments:
-        raise ValueError(f"{where}.seed: expected none in a configuration, got {arguments['seed']}")
-    dataset: PointDataset = construct(cls, arguments | {"seed": seed}, where)
+    dataset: PointDataset = construct(cls, arguments, where, own={"seed": seed})
     return dataset
 
 
@@ -89,10 +86,7 @@ def _concatenation(
     given: Mapping[str, Any],
     where: str,
 ) -> ConcatDataset:
-    known = ("datasets", "loop")
-    for key in arguments:
-        if key not in known:
-            raise ValueError(f"{where}.{key}: expected one of {', '.join(known)}{suggestion(key, known)}")
+    check_keys(arguments, ("datasets", "loop"), where)
     seeds = (seed,) if isinstance(seed, int) else tuple(seed)
     parts = []
     for number, part in enumerate(arguments.get("datasets") or ()):

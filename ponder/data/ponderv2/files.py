@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -13,22 +12,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.nn.functional import interpolate
 
+from ponder.data.plain_files import read_plain
 from ponder.data.scene import DataError
 
 Array = NDArray[Any]
 
 _IMAGE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 _LARGEST = 65535
-_MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")
-
-
-def _numpy_globals() -> list[Any]:
-    """What saved NumPy arrays and numbers refer to, under the names of NumPy 1 and 2."""
-    rebuild = {"_reconstruct": np.zeros(1).__reduce__()[0], "scalar": np.float64(0).__reduce__()[0]}
-    found: list[Any] = [np.ndarray, np.dtype]
-    found += [(function, f"{module}.{name}") for name, function in rebuild.items() for module in _MODULES]
-    kinds = {np.dtype(kind) for kind in "?bBhHiIlLqQefd"} | {np.dtype("U1"), np.dtype("S1")}
-    return [*found, *{type(kind) for kind in kinds}]
 
 
 def load_dict(path: Path) -> dict[str, Any]:
@@ -37,11 +27,7 @@ def load_dict(path: Path) -> dict[str, Any]:
     Raises:
         DataError: unreadable, or something else than such a dict.
     """
-    try:
-        with torch.serialization.safe_globals(_numpy_globals()):
-            data = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
-        raise DataError(f"{path}: expected a saved dict of arrays, got {_first_line(error)}") from error
+    data = read_plain(path)
     if not isinstance(data, dict):
         raise DataError(f"{path}: expected a saved dict of arrays, got {type(data).__name__}")
     return {key: value.numpy() if isinstance(value, torch.Tensor) else value for key, value in data.items()}

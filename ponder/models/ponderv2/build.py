@@ -18,9 +18,9 @@ from ponder.models.ponderv2.masking import MaskConfig
 from ponder.models.ponderv2.networks import PromptedSpUNet, SpUNet, UNet3D, UNet3Dv1m2
 from ponder.models.ponderv2.point_losses import build_criteria
 from ponder.models.ponderv2.prompt_training import CLASS_NAMES, CONDITIONS, VALID_INDEX, PromptTraining
-from ponder.models.ponderv2.registry import check_keys, choose, construct, mapping
 from ponder.models.ponderv2.segmentor import DefaultSegmentor
 from ponder.models.ponderv2.text import TextTable, class_rows, make_text_table
+from ponder.registry import check_keys, choose, construct, mapping
 from ponder.render.ponderv2 import Parity, SurfaceModel, build_renderer
 
 Config = Mapping[str, Any]

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ponder.models.ponderv2.registry import choose, construct
+from ponder.registry import choose, construct
 
 REDUCTIONS = ("mean", "sum")
 

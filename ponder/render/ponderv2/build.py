@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
+from ponder.registry import choose, construct, mapping
 from ponder.render.decoders import Decoder
 from ponder.render.ponderv2.colliders import AABBBoxCollider, Collider, NearFarCollider
 from ponder.render.ponderv2.error_bounded import ErrorBoundedSampler
@@ -17,7 +18,6 @@ from ponder.render.ponderv2.parity import Parity
 from ponder.render.ponderv2.samplers import NeuSSampler, UniSurfSampler
 
 Config = Mapping[str, Any]
-T = TypeVar("T")
 
 MODELS: dict[str, type[SurfaceModel]] = {"NeuSModel": NeuSModel, "VolSDFModel": VolSDFModel}
 COLLIDERS: dict[str, type[Collider]] = {"AABBBoxCollider": AABBBoxCollider, "NearFarCollider": NearFarCollider}
@@ -29,9 +29,6 @@ SAMPLERS: dict[str, type[RaySampler]] = {
 
 # PonderV2's NeuS hands its sampler no density, its VolSDF no occupancy.
 FITTING = {"NeuSModel": ("NeuSSampler", "UniSurfSampler"), "VolSDFModel": ("NeuSSampler", "ErrorBoundedSampler")}
-
-# Settings of ours that no configuration names.
-INTERNAL = ("self", "parity", "raw_sampler_points", "unsigned_offset")
 
 
 def build_renderer(cfg: Config, parity: Parity | None = None) -> SurfaceModel:
@@ -52,31 +49,31 @@ def build_renderer(cfg: Config, parity: Parity | None = None) -> SurfaceModel:
         TypeError: a part that is no dictionary.
     """
     parity = parity or Parity()
-    name, model, rest = _choose(cfg, MODELS, "renderer")
+    name, model, rest = choose(cfg, MODELS, "renderer")
     missing = {"field", "collider", "sampler", "loss"} - set(rest)
     if missing:
         raise ValueError(f"renderer: lacks {', '.join(sorted(missing))}")
     field = _build_field(rest.pop("field"), parity)
-    _, collider, collider_args = _choose(rest.pop("collider"), COLLIDERS, "collider")
-    sampler_name, sampler, sampler_args = _choose(rest.pop("sampler"), SAMPLERS, "sampler")
+    _, collider, collider_args = choose(rest.pop("collider"), COLLIDERS, "collider")
+    sampler_name, sampler, sampler_args = choose(rest.pop("sampler"), SAMPLERS, "sampler")
     if sampler_name not in FITTING[name]:
         raise ValueError(f"sampler: {name} takes {' or '.join(FITTING[name])}, got {sampler_name}")
-    loss = _construct(LossConfig, _mapping(rest.pop("loss"), "loss"), "loss")
+    loss = construct(LossConfig, mapping(rest.pop("loss"), "loss"), "loss")
     for term, decoder in (("rgb_loss", field.rgb_decoder), ("semantic_loss", field.semantic_decoder)):
         if loss.weight(term) > 0 and decoder is None:
             raise ValueError(f"loss: {term} is on but the field has no {term.removesuffix('_loss')}_decoder")
     own = {"unsigned_offset": parity.unsigned_direction_offset} if collider is AABBBoxCollider else {}
     parts: dict[str, Any] = {
         "field": field,
-        "collider": _construct(collider, collider_args, "collider", own),
-        "sampler": _construct(sampler, sampler_args, "sampler"),
+        "collider": construct(collider, collider_args, "collider", own),
+        "sampler": construct(sampler, sampler_args, "sampler"),
         "loss": loss,
     }
-    return _construct(model, rest, "renderer", parts | {"parity": parity})
+    return construct(model, rest, "renderer", parts | {"parity": parity})
 
 
 def _build_field(cfg: Config, parity: Parity) -> SDFField:
-    _, field, args = _choose(cfg, {"SDFField": SDFField}, "field")
+    _, field, args = choose(cfg, {"SDFField": SDFField}, "field")
     # The renderer reads volumes in this way only.
     for key, only in (("volume_type", "default"), ("padding_mode", "zeros")):
         if args.pop(key, only) != only:
@@ -84,8 +81,8 @@ def _build_field(cfg: Config, parity: Parity) -> SDFField:
     # In this order, so that one seed initialises them as PonderV2 does.
     for key in ("sdf_decoder", "rgb_decoder", "semantic_decoder", "feature_decoder"):
         if args.get(key) is not None:
-            args[key] = _build_decoder(_mapping(args[key], f"field.{key}"), key)
-    built = _construct(field, args, "field", {"raw_sampler_points": parity.raw_sampler_points})
+            args[key] = _build_decoder(mapping(args[key], f"field.{key}"), key)
+    built = construct(field, args, "field", {"raw_sampler_points": parity.raw_sampler_points})
     _check_widths(built)
     return built
 
@@ -108,7 +105,7 @@ def _build_decoder(cfg: Config, name: str) -> Decoder:
     read = {key: value for key, value in cfg.items() if key in known}
     if name == "rgb_decoder":
         read.setdefault("out_dim", 3)
-    return _construct(decoder, read, f"field.{name}")
+    return construct(decoder, read, f"field.{name}")
 
 
 def _check_widths(field: SDFField) -> None:
@@ -129,33 +126,3 @@ def _check_widths(field: SDFField) -> None:
                 f" {field.sdf_decoder.in_channels}, geometry {geometry}, direction {directed}), got"
                 f" {decoder.in_channels}"
             )
-
-
-def _mapping(cfg: Any, part: str) -> dict[str, Any]:
-    if not isinstance(cfg, Mapping):
-        raise TypeError(f"{part}: expected a dictionary, got {type(cfg).__name__}")
-    return dict(cfg)
-
-
-def _choose(cfg: Any, choices: Mapping[str, T], part: str) -> tuple[str, T, dict[str, Any]]:
-    """The name and class that `cfg["type"]` names, and the other keys."""
-    rest = _mapping(cfg, part)
-    if "type" not in rest:
-        raise ValueError(f"{part}: lacks a type; known: {', '.join(choices)}")
-    name = rest.pop("type")
-    if name not in choices:
-        raise ValueError(f"{part}: type is {name!r}; known: {', '.join(choices)}")
-    return name, choices[name], rest
-
-
-def _construct(cls: Callable[..., T], args: Config, part: str, own: Config | None = None) -> T:
-    """`cls` of configured arguments and our own, with a sentence where names do not fit."""
-    own = own or {}
-    parameters = {n: p for n, p in inspect.signature(cls).parameters.items() if n not in own and n not in INTERNAL}
-    unknown = [key for key in args if key not in parameters]
-    if unknown:
-        raise ValueError(f"{part}: unknown keys {', '.join(unknown)}; known: {', '.join(parameters)}")
-    missing = [n for n, p in parameters.items() if p.default is inspect.Parameter.empty and n not in args]
-    if missing:
-        raise ValueError(f"{part}: lacks {', '.join(missing)}")
-    return cls(**args, **own)

@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ponder.train.config import ConfigError, suggest
+from ponder.registry import suggest
+from ponder.train.config import ConfigError
 
 
 class Arguments:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
+
+from ponder.registry import nearest
 
 _TASK = ("weight", "resume", "evaluate", "test_only", "seed", "save_path", "hooks", "train", "test", "test_epoch")
 _AMOUNT = (
@@ -35,7 +36,5 @@ def unknown_keys(config: Mapping[str, Any]) -> list[str]:
     sentences = []
     for key in config:
         if key not in (*KNOWN_KEYS, *HELPERS) and key not in helpers:
-            near = difflib.get_close_matches(key, KNOWN_KEYS, n=1, cutoff=0.6)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            sentences.append(f"unknown key {key!r}: nothing reads it{hint}")
+            sentences.append(f"unknown key {key!r}: nothing reads it{nearest(key, KNOWN_KEYS)}")
     return sentences

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ponder.train.config import ConfigError, suggest
+from ponder.registry import suggest
+from ponder.train.config import ConfigError
 from ponder.train.ponderv2.arguments import Arguments, check_number
 
 ARGUMENTS: dict[str, tuple[str, ...]] = {

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from ponder.data.ponderv2.registry import construct, lookup
 from ponder.data.ponderv2.transforms.assemble import Add, Collect, Copy, InstanceParser, ToTensor
 from ponder.data.ponderv2.transforms.base import Sample, Transform
 from ponder.data.ponderv2.transforms.colour import (
@@ -33,6 +32,7 @@ from ponder.data.ponderv2.transforms.geometry import (
 )
 from ponder.data.ponderv2.transforms.jitter import ElasticDistortion, RandomJitter
 from ponder.data.ponderv2.transforms.sampling import GridSample, RandomDropout, ShufflePoint, SphereCrop
+from ponder.registry import choose, construct
 
 TRANSFORMS: dict[str, type] = {
     cls.__name__: cls
@@ -87,9 +87,9 @@ def build_step(config: Mapping[str, Any], where: str = "transform") -> Transform
 
     Raises:
         ValueError: unknown name, unknown or wrong argument.
+        TypeError: no mapping.
     """
-    cls = lookup(TRANSFORMS, config, where)
-    arguments = {key: value for key, value in config.items() if key != "type"}
+    _, cls, arguments = choose(config, TRANSFORMS, where)
     if cls is Collect:
         named = {"keys", "stack_keys", "offset_keys_dict", "groups"}
         groups = [key for key in arguments if key.endswith("_keys") and key not in named]
@@ -102,6 +102,6 @@ def build_transform(configs: Sequence[Mapping[str, Any]] | None, where: str = "t
     """A chain of transforms from a list of configurations; None = leave samples as they are.
 
     Raises:
-        ValueError: as `build_step`.
+        ValueError, TypeError: as `build_step`.
     """
     return Compose(tuple(build_step(config, f"{where}[{place}]") for place, config in enumerate(configs or ())))

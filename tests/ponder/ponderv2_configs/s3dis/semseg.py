@@ -1,9 +1,4 @@
-_base_ = ["../_base_/runtime.py"]
-
-batch_size = 2
-mix_prob = 0.8
-empty_cache = False
-enable_amp = True
+_base_ = ["../_base_/semseg.py"]
 
 # fmt: off
 class_names = (
@@ -11,23 +6,8 @@ class_names = (
     "clutter",
 )
 # fmt: on
-model = dict(
-    type="DefaultSegmentor",
-    backbone=dict(
-        type="SpUNet-v1m1",
-        in_channels=6,
-        num_classes=13,
-        base_channels=8,
-        channels=(8, 8, 8, 8, 8, 8, 8, 8),
-        layers=(1, 1, 1, 1, 1, 1, 1, 1),
-    ),
-    criteria=[dict(type="CrossEntropyLoss", loss_weight=1.0, ignore_index=-1)],
-)
-
-epoch = 2
-eval_epoch = 1
-optimizer = dict(type="SGD", lr=0.05, momentum=0.9, weight_decay=0.0001, nesterov=True)
-scheduler = dict(type="PolyLR")
+model = dict(backbone=dict(num_classes=13))
+scheduler = dict(_delete_=True, type="PolyLR")
 
 dataset_type = "S3DISDataset"
 data_root = "data/s3dis"

@@ -1,14 +1,7 @@
-_base_ = ["../_base_/runtime.py"]
+_base_ = ["../_base_/pretrain.py"]
 
-num_gpu = 1
-max_point = 2000000
-batch_size = 2 * num_gpu
-num_worker = 0 * num_gpu
-mix_prob = 0.0
-empty_cache = True
+batch_size = 2
 enable_amp = False
-evaluate = False
-find_unused_parameters = True
 train = dict(type="MultiDatasetTrainer")
 
 # fmt: off
@@ -24,15 +17,9 @@ class_names = (
 )
 # fmt: on
 model = dict(
-    type="PonderIndoor-v2",
     backbone=dict(
         type="SpUNet-v1m3",
-        in_channels=6,
-        num_classes=0,
-        base_channels=8,
         context_channels=16,
-        channels=(8, 8, 8, 8, 8, 8, 8, 8),
-        layers=(1, 1, 1, 1, 1, 1, 1, 1),
         cls_mode=False,
         conditions=("ScanNet", "S3DIS", "Structured3D"),
         zero_init=False,
@@ -40,57 +27,7 @@ model = dict(
         norm_adaptive=True,
         norm_affine=True,
     ),
-    projection=dict(type="UNet3D-v1m2", in_channels=8, out_channels=16, f_maps=4, num_levels=3),
-    renderer=dict(
-        type="NeuSModel",
-        field=dict(
-            type="SDFField",
-            sdf_decoder=dict(in_dim=8, out_dim=9, hidden_size=16, n_blocks=1, points_factor=0.0),
-            rgb_decoder=dict(in_dim=22, out_dim=3, hidden_size=16, n_blocks=0, points_factor=0.0),
-            semantic_decoder=dict(in_dim=19, out_dim=512, hidden_size=16, n_blocks=0, points_factor=0.0),
-            beta_init=0.3,
-            use_gradient=True,
-            volume_type="default",
-            padding_mode="zeros",
-            share_volume=False,
-            norm_pts=True,
-            norm_padding=0.1,
-        ),
-        collider=dict(type="AABBBoxCollider", near_plane=0.01, bbox=[-0.55, -0.55, -0.55, 0.55, 0.55, 0.55]),
-        sampler=dict(
-            type="NeuSSampler",
-            initial_sampler="UniformSampler",
-            num_samples=12,
-            num_samples_importance=6,
-            num_upsample_steps=1,
-            train_stratified=True,
-            single_jitter=False,
-        ),
-        loss=dict(
-            sensor_depth_truncation=0.05,
-            temperature=0.01,
-            weights=dict(
-                eikonal_loss=0.01,
-                free_space_loss=1.0,
-                sdf_loss=10.0,
-                depth_loss=1.0,
-                rgb_loss=10.0,
-                semantic_loss=0.1,
-            ),
-        ),
-    ),
-    mask=None,
-    grid_shape=(16, 16, 8),
-    grid_size=0.1,
-    val_ray_split=64,
-    ray_nsample=16,
-    padding=0.1,
-    backbone_out_channels=8,
-    pool_type="mean",
-    render_semantic=True,
     conditions=("Structured3D", "ScanNet", "S3DIS"),
-    template=("itap of a [x]", "a photo of a [x]", "a [x] in a kitchen"),
-    clip_model="ViT-B/16",
     class_name=text_names,
     valid_index=(
         (0, 1, 2, 3, 4, 5, 6, 7, 8, 11, 13, 14, 15, 16, 17, 18, 19, 20, 21, 23, 25, 26, 33, 34, 35),
@@ -103,7 +40,6 @@ model = dict(
 )
 
 epoch = 4
-eval_epoch = 1
 optimizer = dict(type="SGD", lr=0.0001 * batch_size / 8, momentum=0.9, weight_decay=0.0001, nesterov=True)
 scheduler = dict(
     type="OneCycleLR",
@@ -216,10 +152,3 @@ data = dict(
         ],
     ),
 )
-
-hooks = [
-    dict(type="CheckpointLoader"),
-    dict(type="IterationTimer", warmup_iter=2),
-    dict(type="InformationWriter"),
-    dict(type="CheckpointSaver", save_freq=None),
-]

@@ -1,9 +1,4 @@
-_base_ = ["../_base_/runtime.py"]
-
-batch_size = 2
-mix_prob = 0.8
-empty_cache = False
-enable_amp = True
+_base_ = ["../_base_/semseg.py"]
 
 # fmt: off
 class_names = (
@@ -12,30 +7,7 @@ class_names = (
     "otherstructure", "otherfurniture", "otherprop",
 )
 # fmt: on
-model = dict(
-    type="DefaultSegmentor",
-    backbone=dict(
-        type="SpUNet-v1m1",
-        in_channels=6,
-        num_classes=25,
-        base_channels=8,
-        channels=(8, 8, 8, 8, 8, 8, 8, 8),
-        layers=(1, 1, 1, 1, 1, 1, 1, 1),
-    ),
-    criteria=[dict(type="CrossEntropyLoss", loss_weight=1.0, ignore_index=-1)],
-)
-
-epoch = 2
-eval_epoch = 1
-optimizer = dict(type="SGD", lr=0.05, momentum=0.9, weight_decay=0.0001, nesterov=True)
-scheduler = dict(
-    type="OneCycleLR",
-    max_lr=optimizer["lr"],
-    pct_start=0.05,
-    anneal_strategy="cos",
-    div_factor=10.0,
-    final_div_factor=10000.0,
-)
+model = dict(backbone=dict(num_classes=25))
 
 dataset_type = "Structured3DDataset"
 data_root = "data/structured3d"

@@ -1,4 +1,4 @@
-"""Classes by the names and arguments of configuration dictionaries, with a sentence where these do not fit."""
+"""From configuration dictionaries to objects, by name; what does not fit is answered with what would."""
 
 from __future__ import annotations
 
@@ -8,6 +8,24 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+
+def nearest(name: object, known: Iterable[object]) -> str:
+    """ "; did you mean ...?" for the nearest known name, or nothing if none is near."""
+    near = _match(str(name), [other for other in known if isinstance(other, str)])
+    return f"; did you mean {near!r}?" if near else ""
+
+
+def suggest(name: object, known: Iterable[str]) -> str:
+    """ "; did you mean ...?" for the nearest known name, also when only its last part was given; or the choices."""
+    names = list(known)
+    tails = {key.rpartition(".")[2]: key for key in names}
+    near = _match(str(name), names) or tails.get(_match(str(name).rpartition(".")[2], tails) or "")
+    return f"; did you mean {near!r}?" if near else f"; known: {', '.join(names)}"
+
+
+def _match(name: str, known: Iterable[str]) -> str | None:
+    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)), None)
 
 
 def mapping(cfg: Any, part: str) -> dict[str, Any]:
@@ -32,15 +50,9 @@ def choose(cfg: Any, choices: Mapping[str, T], part: str) -> tuple[str, T, dict[
     if "type" not in rest:
         raise ValueError(f"{part}: lacks a type; known: {', '.join(choices)}")
     name = rest.pop("type")
-    if name not in choices:
-        raise ValueError(f"{part}: type is {name!r}{suggestion(str(name), choices)}; known: {', '.join(choices)}")
+    if not isinstance(name, str) or name not in choices:
+        raise ValueError(f"{part}: type is {name!r}{suggest(name, choices)}")
     return name, choices[name], rest
-
-
-def suggestion(name: str, known: Iterable[str]) -> str:
-    """', did you mean ...?' if something similar is known, else nothing."""
-    close = difflib.get_close_matches(name, list(known), 1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def check_keys(arguments: Iterable[str], known: Iterable[str], part: str) -> None:
@@ -52,7 +64,7 @@ def check_keys(arguments: Iterable[str], known: Iterable[str], part: str) -> Non
     names = list(known)
     for key in arguments:
         if key not in names:
-            raise ValueError(f"{part}: unknown key {key!r}{suggestion(key, names)}; known: {', '.join(names)}")
+            raise ValueError(f"{part}: unknown key {key!r}{suggest(key, names)}")
 
 
 def construct(
