@@ -134,7 +134,7 @@ def _image(volume: tuple[int, int, int, int], width: int, height: int, rounds: i
 
 IMAGE = {
     "full": _image((128, 32, 128, 128), 640, 480, rounds=1),
-    "small": _image((128, 16, 48, 48), 12, 10, rounds=8),
+    "small": _image((128, 16, 48, 48), 12, 10, rounds=14),
     "tiny": _image((128, 4, 8, 8), 4, 3, rounds=1),
 }
 CUBE = (0.0, 1.0)

@@ -80,16 +80,16 @@ def model_config(setting: Setting) -> dict[str, Any]:
     }
 
 
-def make_batch(setting: Setting) -> dict[str, Any]:
+def make_batch(setting: Setting, seed: int = 0) -> dict[str, Any]:
     """One room: some of the voxels that its views see, and the views."""
     config = RoomConfig(train_views=setting.views, heldout_views=0, width=setting.width, height=setting.height)
-    scene = room_scene(0, config)
+    scene = room_scene(seed, config)
     cloud, frames = scene.cloud, scene.train
     low = cloud.coord.amin(0)
     voxels = ((cloud.coord - low) / VOXEL).long()
     distinct, inverse = voxels.unique(dim=0, return_inverse=True)
     first = torch.zeros(len(distinct), dtype=torch.long).scatter_(0, inverse, torch.arange(len(voxels)))
-    g = torch.Generator().manual_seed(0)
+    g = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(len(distinct), generator=g)[: setting.points]
     cloud, count = cloud.select(first[chosen]), len(chosen)
     assert frames.semantic is not None
