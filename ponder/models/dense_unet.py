@@ -31,9 +31,20 @@ def _plain(x: Tensor) -> Tensor:
 
 class _Conv3d(nn.Conv3d):
     def forward(self, x: Tensor) -> Tensor:
+        if self._is_thin_and_half(x):
+            with torch.autocast("cpu", enabled=False):
+                return super().forward(x.float()).to(torch.get_autocast_dtype("cpu"))
         if x.shape[:4].numel() > IM2COL_BOUND:
             return super().forward(x)
         return _plain(super().forward(_for_onednn(x)))
+
+    def _is_thin_and_half(self, x: Tensor) -> bool:
+        """Whether oneDNN's gradient by the weights would be made of memory that was never written.
+
+        torch 2.13 gives such gradients under autocast on a CPU for volumes thinner than the kernel.
+        """
+        thin = min(x.shape[2:]) < max(self.kernel_size)
+        return thin and x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
 
 
 class _ConvTranspose3d(nn.ConvTranspose3d):

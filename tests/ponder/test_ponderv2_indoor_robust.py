@@ -31,8 +31,7 @@ def networks(sparse: bool, **settings: Any) -> PonderIndoor:
     """With a small dense network and, if asked for, a sparse one."""
     torch.manual_seed(0)
     widths = {"in_channels": 6, "num_classes": 0, "base_channels": 6, "channels": (6, 8, 8, 10), "layers": (1, 1, 1, 1)}
-    # No third level: of volumes thinner than a kernel torch 2.13's CPU gradients by bfloat16 weights are undefined.
-    dense = {"in_channels": 10, "out_channels": 16, "f_maps": 4, "num_levels": 2}
+    dense = {"in_channels": 10, "out_channels": 16, "f_maps": 4, "num_levels": 3}
     backbone = build_model({"type": "SpUNet-v1m1", **widths}) if sparse else Points(10)
     return indoor_model(backbone, build_model({"type": "UNet3D-v1m2", **dense}), **settings)
 
