@@ -113,12 +113,12 @@ def _camera() -> Config:
 
 INDOOR = {
     "full": Sizes((128, 32, 128, 128), 1, 5, 256, rounds=5, memory_rays=(64, 128, 256)),
-    "small": Sizes((128, 16, 48, 48), 1, 5, 16, rounds=13, memory_rays=(64, 160)),
+    "small": Sizes((128, 16, 48, 48), 1, 5, 16, rounds=10, memory_rays=(64, 160)),
     "tiny": Sizes((128, 4, 8, 8), 1, 2, 4, rounds=1, memory_rays=(8, 16)),
 }
 BATCH = {
     "full": Sizes((128, 32, 128, 128), 8, 5, 256, rounds=3),
-    "small": Sizes((128, 8, 32, 32), 8, 5, 2, rounds=9),
+    "small": Sizes((128, 8, 32, 32), 8, 5, 2, rounds=8),
     "tiny": Sizes((128, 4, 8, 8), 2, 2, 2, rounds=1),
 }
 OUTDOOR = {
