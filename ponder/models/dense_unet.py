@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ponder.models.volume_norm import VolumeBatchNorm
+
 # torch hands single-image 3-D convolutions whose first four sizes multiply to no more than this to im2col.
 IM2COL_BOUND = 20480
 
@@ -85,7 +87,7 @@ class _Units:
             if letter == "c":
                 parts.append(("conv", _Conv3d(in_channels, out_channels, 3, padding=1, bias=bias)))
             elif letter == "b":
-                parts.append(("batchnorm", nn.BatchNorm3d(channels)))
+                parts.append(("batchnorm", VolumeBatchNorm(channels)))
             elif letter == "g":
                 parts.append(("groupnorm", self._group_norm(channels)))
             else:
@@ -235,7 +237,7 @@ class SimpleConv3D(nn.Module):
     ) -> None:
         super().__init__()
         conv = nn.Conv3d(in_channels, out_channels, kernel_size, stride, padding)
-        self.conv = nn.Sequential(conv, nn.BatchNorm3d(out_channels), nn.ReLU(inplace=True))
+        self.conv = nn.Sequential(conv, VolumeBatchNorm(out_channels), nn.ReLU(inplace=True))
 
     def forward(self, volume: Tensor) -> Tensor:
         """[B, in_channels, D, H, W] -> [B, out_channels, D', H', W']."""
