@@ -121,11 +121,12 @@ def test_gradients_of_parts_are_exchanged_once(found: Found) -> None:
 def test_gradients_of_the_indoor_model_are_those_of_one_process(found: Found) -> None:
     truth = indoor(World())
     assert len(truth["gradients"]) > 10
+    whole = torch.stack([gradient.norm() for gradient in truth["gradients"].values()]).norm()
     for rank in found:
         assert rank["indoor"]["loss"] == pytest.approx(truth["loss"], rel=RTOL)
         assert rank["indoor"]["gradients"].keys() == truth["gradients"].keys()
         for name, gradient in truth["gradients"].items():
-            torch.testing.assert_close(rank["indoor"]["gradients"][name], gradient, rtol=0, atol=ATOL, msg=name)
+            assert (rank["indoor"]["gradients"][name] - gradient).norm() <= RTOL * whole, name
 
 
 def test_all_ranks_skip_what_one_cannot_use(found: Found) -> None:

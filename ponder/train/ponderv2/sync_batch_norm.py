@@ -26,7 +26,7 @@ class _Normalise(torch.autograd.Function):
         mean, deviation = _local_moments(values, dims, count)
         total, mean, deviation = _merge(count, mean, deviation)
         scale = torch.rsqrt(deviation / total + eps)
-        normal = (values - mean.view(shape)) * scale.view(shape)
+        normal = (values - mean.to(values).view(shape)) * scale.to(values).view(shape)
         ctx.save_for_backward(normal, scale, total)
         ctx.mark_non_differentiable(mean, deviation, total)
         return normal.to(x.dtype), mean, deviation, total
@@ -38,21 +38,21 @@ class _Normalise(torch.autograd.Function):
         dims = [d for d in range(upstream.ndim) if d != 1]
         shape = [1, -1] + [1] * (upstream.ndim - 2)
         g = upstream.float()
-        sums = torch.cat([g.sum(dims), (g * normal).sum(dims)])
+        sums = torch.cat([g.sum(dims), (g * normal).sum(dims)]).double()
         dist.all_reduce(sums)
-        mean_g, mean_gn = (sums / total).view(2, -1)
-        result = (g - mean_g.view(shape) - normal * mean_gn.view(shape)) * scale.view(shape)
+        mean_g, mean_gn = (sums / total).to(g).view(2, -1)
+        result = (g - mean_g.view(shape) - normal * mean_gn.view(shape)) * scale.to(g).view(shape)
         return result.to(upstream.dtype), None  # eps
 
 
 def _local_moments(values: Tensor, dims: list[int], count: int) -> tuple[Tensor, Tensor]:
-    """Mean and summed squared deviation per channel of this rank; zeros for an empty batch."""
+    """Mean and summed squared deviation per channel of this rank, float64 [C]; zeros for an empty batch."""
     if count == 0:
-        empty = values.new_zeros(values.shape[1])
+        empty = values.new_zeros(values.shape[1], dtype=torch.float64)
         return empty, empty
     mean = values.mean(dims)
     shape = [1, -1] + [1] * (values.ndim - 2)
-    return mean, (values - mean.view(shape)).square().sum(dims)
+    return mean.double(), (values - mean.view(shape)).square().sum(dims).double()
 
 
 def _merge(count: int, mean: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -79,8 +79,8 @@ def _merge(count: int, mean: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor,
 class SyncBatchNorm(_BatchNorm):
     """Batch norm whose training moments are those of all ranks' batches together.
 
-    Input [N, C] or [N, C, ...] of any floating dtype; ranks may have different N. Moments are float32. In evaluation it
-    is ordinary batch norm.
+    Input [N, C] or [N, C, ...] of any floating dtype; ranks may have different N. Moments are summed in float32 and
+    merged in float64. In evaluation it is ordinary batch norm.
     """
 
     def _check_input_dim(self, input: Tensor) -> None:
