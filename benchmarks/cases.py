@@ -112,18 +112,18 @@ def _camera() -> Config:
 
 
 INDOOR = {
-    "full": Sizes((128, 32, 128, 128), 1, 5, 256, rounds=5, memory_rays=(64, 128, 256)),
-    "small": Sizes((128, 16, 48, 48), 1, 5, 16, rounds=10, memory_rays=(64, 160)),
+    "full": Sizes((128, 32, 128, 128), 1, 5, 256, rounds=3, memory_rays=(64, 128, 256)),
+    "small": Sizes((128, 16, 48, 48), 1, 5, 16, rounds=6, memory_rays=(64, 160)),
     "tiny": Sizes((128, 4, 8, 8), 1, 2, 4, rounds=1, memory_rays=(8, 16)),
 }
 BATCH = {
-    "full": Sizes((128, 32, 128, 128), 8, 5, 256, rounds=3),
-    "small": Sizes((128, 8, 32, 32), 8, 5, 2, rounds=8),
+    "full": Sizes((128, 32, 128, 128), 8, 5, 256, rounds=2),
+    "small": Sizes((128, 8, 32, 32), 8, 5, 2, rounds=5),
     "tiny": Sizes((128, 4, 8, 8), 2, 2, 2, rounds=1),
 }
 OUTDOOR = {
-    "full": Sizes((32, 5, 180, 180), 1, 6, 512, rounds=5, memory_rays=(128, 256, 512)),
-    "small": Sizes((32, 5, 60, 60), 1, 6, 32, rounds=11, memory_rays=(96, 288)),
+    "full": Sizes((32, 5, 180, 180), 1, 6, 512, rounds=3, memory_rays=(128, 256, 512)),
+    "small": Sizes((32, 5, 60, 60), 1, 6, 32, rounds=7, memory_rays=(96, 288)),
     "tiny": Sizes((32, 3, 8, 8), 1, 2, 4, rounds=1, memory_rays=(8, 16)),
 }
 
@@ -134,7 +134,7 @@ def _image(volume: tuple[int, int, int, int], width: int, height: int, rounds: i
 
 IMAGE = {
     "full": _image((128, 32, 128, 128), 640, 480, rounds=1),
-    "small": _image((128, 16, 48, 48), 12, 10, rounds=14),
+    "small": _image((128, 16, 48, 48), 12, 10, rounds=8),
     "tiny": _image((128, 4, 8, 8), 4, 3, rounds=1),
 }
 CUBE = (0.0, 1.0)
@@ -204,13 +204,13 @@ class CompositeSizes:
 
 # Points of the indoor step's 1,280 rays; its 64 channels of geometry.
 SAMPLE = {
-    "full": SampleSizes((64, 32, 128, 128), 1280 * 132, rounds=9),
-    "small": SampleSizes((64, 16, 64, 64), 64 * 132, rounds=11),
+    "full": SampleSizes((64, 32, 128, 128), 1280 * 132, rounds=6),
+    "small": SampleSizes((64, 16, 64, 64), 64 * 132, rounds=7),
     "tiny": SampleSizes((16, 4, 8, 8), 64, rounds=1),
 }
 # What an indoor ray sums: the 131 inputs of the semantic decoder.
 COMPOSITE = {
-    "full": CompositeSizes(10_240, 132, 131, rounds=9),
-    "small": CompositeSizes(512, 132, 131, rounds=13),
+    "full": CompositeSizes(10_240, 132, 131, rounds=6),
+    "small": CompositeSizes(512, 132, 131, rounds=8),
     "tiny": CompositeSizes(16, 8, 3, rounds=1),
 }

@@ -23,7 +23,7 @@ SCHEMA = 1
 DEVICES = ("cpu", pytest.param("cuda", marks=pytest.mark.gpu))
 SIZE_OF = {"cpu": "small", "cuda": "full"}
 # A case is timed in as many sittings, spread over the run: machines have slow and fast minutes.
-SITTINGS = range(3)
+SITTINGS = range(5)
 Size = TypeVar("Size")
 
 
