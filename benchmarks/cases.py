@@ -1,7 +1,9 @@
 """Named workloads: what is rendered, from which volume, through how many rays.
 
 Every workload has three sizes: "full", the published one, for GPUs; "small", which two CPU cores manage with the eager
-renderers too; and "tiny", which only shows that everything runs. `benchmarks.inputs` makes the tensors.
+renderers too, from volumes that their caches hold, so that the ratios do not depend on what the neighbours of a shared
+machine leave of the memory's bandwidth; and "tiny", which only shows that everything runs. `benchmarks.inputs` makes
+the tensors.
 """
 
 from __future__ import annotations
@@ -113,17 +115,17 @@ def _camera() -> Config:
 
 INDOOR = {
     "full": Sizes((128, 32, 128, 128), 1, 5, 256, rounds=3, memory_rays=(64, 128, 256)),
-    "small": Sizes((128, 16, 48, 48), 1, 5, 16, rounds=6, memory_rays=(64, 160)),
+    "small": Sizes((128, 8, 24, 24), 1, 5, 16, rounds=3, memory_rays=(64, 160)),
     "tiny": Sizes((128, 4, 8, 8), 1, 2, 4, rounds=1, memory_rays=(8, 16)),
 }
 BATCH = {
     "full": Sizes((128, 32, 128, 128), 8, 5, 256, rounds=2),
-    "small": Sizes((128, 8, 32, 32), 8, 5, 2, rounds=5),
+    "small": Sizes((128, 8, 32, 32), 8, 5, 2, rounds=2),
     "tiny": Sizes((128, 4, 8, 8), 2, 2, 2, rounds=1),
 }
 OUTDOOR = {
     "full": Sizes((32, 5, 180, 180), 1, 6, 512, rounds=3, memory_rays=(128, 256, 512)),
-    "small": Sizes((32, 5, 60, 60), 1, 6, 32, rounds=7, memory_rays=(96, 288)),
+    "small": Sizes((32, 5, 60, 60), 1, 6, 32, rounds=3, memory_rays=(96, 288)),
     "tiny": Sizes((32, 3, 8, 8), 1, 2, 4, rounds=1, memory_rays=(8, 16)),
 }
 
@@ -134,7 +136,7 @@ def _image(volume: tuple[int, int, int, int], width: int, height: int, rounds: i
 
 IMAGE = {
     "full": _image((128, 32, 128, 128), 640, 480, rounds=1),
-    "small": _image((128, 16, 48, 48), 12, 10, rounds=8),
+    "small": _image((128, 8, 24, 24), 12, 10, rounds=4),
     "tiny": _image((128, 4, 8, 8), 4, 3, rounds=1),
 }
 CUBE = (0.0, 1.0)
@@ -205,12 +207,12 @@ class CompositeSizes:
 # Points of the indoor step's 1,280 rays; its 64 channels of geometry.
 SAMPLE = {
     "full": SampleSizes((64, 32, 128, 128), 1280 * 132, rounds=6),
-    "small": SampleSizes((64, 16, 64, 64), 64 * 132, rounds=7),
+    "small": SampleSizes((64, 8, 32, 32), 16 * 132, rounds=12),
     "tiny": SampleSizes((16, 4, 8, 8), 64, rounds=1),
 }
 # What an indoor ray sums: the 131 inputs of the semantic decoder.
 COMPOSITE = {
     "full": CompositeSizes(10_240, 132, 131, rounds=6),
-    "small": CompositeSizes(512, 132, 131, rounds=8),
+    "small": CompositeSizes(512, 132, 131, rounds=4),
     "tiny": CompositeSizes(16, 8, 3, rounds=1),
 }

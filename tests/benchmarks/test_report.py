@@ -174,7 +174,7 @@ def test_a_tiny_run_from_pytest_to_the_tables(tmp_path: Path) -> None:
     assert load([tmp_path / "tiny.jsonl"]) == found
     assert list(found) == [("cpu", "outdoor"), ("cpu", "composite")]
     outdoor = found["cpu", "outdoor"]
-    rounds = 2 * len(SITTINGS)
+    rounds = 2 * SITTINGS["cpu"]
     assert {n: len(p["step"]) for n, p in outdoor.seconds.items()} == {"ponder": rounds, "eager": rounds}
     assert outdoor.saved["eager"] > outdoor.saved["ponder"] > 0
     assert outdoor.absent["eager2"] == "not asked for" and outdoor.absent["nerfacc"] == "not asked for"

@@ -424,3 +424,5 @@ def test_unknown_keys_are_mistakes_and_helpers_are_not(tmp_path: Path) -> None:
     assert unknown_keys({"gpus": 4, "max_point": 1}) == ["unknown key 'gpus': nothing reads it"]
     written(tmp_path, text, "base.py")
     assert len(unknown_keys(load_config(written(tmp_path, "_base_ = 'base.py'\n")))) == 2
+    reader = written(tmp_path, "_base_ = 'base.py'\nmax_point = {{ _base_.learning }}\n")
+    assert len(unknown_keys(load_config(reader))) == 1

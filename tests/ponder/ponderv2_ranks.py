@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ import torch
 from torch import nn
 
 from ponder.models.ponderv2.indoor import PonderIndoor
+from ponder.models.ponderv2.pixel_rays import PixelRays
+from ponder.models.ponderv2.unit_cube import UnitCube
 from ponder.models.volume_norm import VolumeBatchNorm
 from ponder.render.ponderv2 import build_renderer
 from ponder.train.ponderv2.distributed import (
@@ -100,17 +102,29 @@ def bad_numbers(world: World) -> dict[str, Any]:
     return {"applied": result.applied, "bad": result.bad, "same": same}
 
 
-def indoor_learner(world: World) -> Learner:
+class InFloat64(PonderIndoor):
+    """Rays, dense network, renderer and losses in float64: all that sums over scenes, whose order is then no matter."""
+
+    def prepare_rays(self, batch: Mapping[str, Any]) -> tuple[UnitCube, PixelRays]:
+        cube, rays = super().prepare_rays(batch)
+        named = ("origins", "directions", "rgb", "depth")
+        return cube, rays._replace(**{name: getattr(rays, name).double() for name in named})
+
+
+def indoor_learner(world: World, double: bool) -> Learner:
     """PonderV2's indoor model with losses that are means over rays, and nothing drawn at random."""
+    kind = InFloat64 if double else PonderIndoor
     config = renderer_config()
     config["sampler"]["train_stratified"] = False
     config["loss"]["weights"] = {"rgb_loss": 10.0, "depth_loss": 1.0, "eikonal_loss": 0.01}
     torch.manual_seed(1)
     projection = nn.Sequential(nn.Conv3d(10, 16, 3, padding=1, bias=False), VolumeBatchNorm(16))
-    model = PonderIndoor(
+    model = kind(
         Points(10), projection, build_renderer(config), grid_shape=(12, 12, 8), ray_nsample=10_000,
         backbone_out_channels=10, context_channels=5, conditions=("A",),
     )  # fmt: skip
+    if double:
+        model.double()
     if world.size > 1:
         convert(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -124,10 +138,13 @@ def rooms(chosen: Sequence[int]) -> dict[str, Any]:
     return batch | {"condition": ["A"] * len(own), "offset": torch.cat([room["offset"] for room in own]).cumsum(0)}
 
 
-def indoor(world: World) -> dict[str, Any]:
+def indoor(world: World, double: bool = False) -> dict[str, Any]:
     """One step of PonderV2's indoor model on this rank's rooms."""
-    learner = indoor_learner(world)
-    result = train_step(learner, [rooms(range(ROOMS)[world.rank :: world.size])])
+    learner = indoor_learner(world, double)
+    batch = rooms(range(ROOMS)[world.rank :: world.size])
+    if double:
+        batch["feat"] = batch["feat"].double()
+    result = train_step(learner, [batch])
     gradients = {name: p.grad for name, p in learner.model.named_parameters() if p.grad is not None}
     return {"gradients": gradients, "loss": result.values["loss"]}
 
@@ -177,6 +194,7 @@ def main(folder: Path) -> None:
             "gradients": lambda: gradients(world),
             "accumulated": lambda: accumulated(world),
             "indoor": lambda: indoor(world),
+            "indoor in float64": lambda: indoor(world, double=True),
             "bad_numbers": lambda: bad_numbers(world),
             "stopping": lambda: stopping(world, folder),
             "dying": lambda: dying(world, folder),

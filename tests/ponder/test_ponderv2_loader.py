@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from ponder.data.ponderv2 import ConcatDataset, Loader, MultiDatasetLoader, build_dataset, build_loader, collate
+from ponder.data.ponderv2 import ConcatDataset, Loader, MultiDatasetLoader, build_dataset, collate
 from ponder.data.ponderv2.skips import DROPPED, LITTLE_MASK, Skips
 from ponder.data.scene import DataError
 from ponder.data.synthetic.ponderv2_layouts import write_s3dis
@@ -127,7 +127,7 @@ def test_samples_that_do_not_fit_together() -> None:
 
 
 def test_an_epoch_is_a_permutation(root: Path) -> None:
-    loader = build_loader(build_dataset(config("a"), root), 4)
+    loader = Loader(build_dataset(config("a"), root), 4)
     first, again = list(loader), list(loader)
     seen = [scene for batch in first for scene in scenes(batch)]
     assert len(loader) == len(first) == 3 and len(set(seen)) == 12 and seen != sorted(seen)

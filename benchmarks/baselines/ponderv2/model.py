@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ from benchmarks.baselines.ponderv2.samplers import (
 RaySampler = NeuSSampler | ErrorBoundedSampler | UniSurfSampler
 
 
-class SurfaceModel(nn.Module):
+class SurfaceModel(nn.Module, ABC):
     """Volume rendering of an SDF field (PonderV2, Zhu et al. 2023, section 3.2)."""
 
     def __init__(self, field: SDFField, collider: Collider, sampler: RaySampler, loss: LossConfig) -> None:
@@ -69,9 +70,9 @@ class SurfaceModel(nn.Module):
         """Weighted loss terms; see `compute_losses`."""
         return compute_losses(preds_dict, targets, self.loss, self.training)
 
+    @abstractmethod
     def weights(self, samples: RaySamples, out: FieldOutput) -> Tensor:
         """Compositing weights [R, S, 1]."""
-        raise NotImplementedError
 
     def _queries(self, volumes: Sequence[Tensor]) -> FieldQueries:
         return FieldQueries(

@@ -84,6 +84,7 @@ class _Bases:
     def value(self, dotted: str, tree: ast.Module, evaluator: Evaluator) -> Any:
         """What `{{ _base_.a.b }}` stands for, also above the line that names the bases."""
         value: Any = self.load(self._named(tree, evaluator))
+        self.helpers |= {dotted.split(".")[0]}
         for part in dotted.split("."):
             if not isinstance(value, dict) or part not in value:
                 raise ValueError(f"the bases have no {dotted!r}")

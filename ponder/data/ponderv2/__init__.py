@@ -1,7 +1,7 @@
 """PonderV2's indoor datasets, transforms, batches and loaders.
 
     dataset = build_dataset(config.data.train, root="/where/the/datasets/are", seed=0)
-    for batch in build_loader(dataset, batch_size_per_rank=8, workers=8):
+    for batch in Loader(dataset, batch_size_per_rank=8, workers=8):
         ...
 
 Every random draw depends on (seed, epoch, index) only: loader processes and ranks change nothing, and `set_epoch(epoch,
@@ -12,7 +12,7 @@ from ponder.data.ponderv2.base import PointDataset, SampleKey
 from ponder.data.ponderv2.batch import Batch, collate
 from ponder.data.ponderv2.build import DATASETS, build_dataset
 from ponder.data.ponderv2.concat import ConcatDataset
-from ponder.data.ponderv2.loader import Loader, MultiDatasetLoader, build_loader
+from ponder.data.ponderv2.loader import Loader, MultiDatasetLoader
 from ponder.data.ponderv2.skips import describe
 from ponder.data.ponderv2.transforms import TRANSFORMS, build_transform
 
@@ -26,7 +26,6 @@ __all__ = [
     "PointDataset",
     "SampleKey",
     "build_dataset",
-    "build_loader",
     "build_transform",
     "collate",
     "describe",

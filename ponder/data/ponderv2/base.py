@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -76,7 +77,7 @@ def _list(value: Any) -> list[Sample]:
 
 
 @dataclass(eq=False, kw_only=True)
-class PointDataset(Dataset[Sample]):
+class PointDataset(Dataset[Sample], ABC):
     """Scenes of labelled points. Every draw depends on (seed, epoch, turn, index) only.
 
     Attributes:
@@ -184,9 +185,9 @@ class PointDataset(Dataset[Sample]):
         """One scene before its transforms; None if nothing of it can be used."""
         return self._cloud(item)
 
+    @abstractmethod
     def _cloud(self, path: Path) -> Sample:
         """The points of a scene's file."""
-        raise NotImplementedError
 
     def _name(self, item: Any) -> str:
         return Path(item).name.split(".")[0]

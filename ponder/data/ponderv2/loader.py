@@ -247,7 +247,3 @@ class MultiDatasetLoader:
             taken.append(cycles * ratio + min(rest, ratio))
             rest = max(rest - ratio, 0)
         return taken
-
-
-# The name that goes with `build_dataset`.
-build_loader = Loader

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -15,7 +16,7 @@ from ponder_kernels import intersect_aabb
 DIRECTION_OFFSET = 1e-6
 
 
-class Collider(nn.Module):
+class Collider(nn.Module, ABC):
     """Limits of rays that have none yet."""
 
     def forward(self, rays: RayBundle) -> RayBundle:
@@ -25,9 +26,9 @@ class Collider(nn.Module):
         nears, fars = self.limits(rays)
         return replace(rays, nears=nears, fars=fars)
 
+    @abstractmethod
     def limits(self, rays: RayBundle) -> tuple[Tensor, Tensor]:
         """nears and fars, [R, 1] each."""
-        raise NotImplementedError
 
 
 class AABBBoxCollider(Collider):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,7 +25,7 @@ RaySampler = NeuSSampler | ErrorBoundedSampler | UniSurfSampler
 NORMALIZE_FLOOR = 1e-12
 
 
-class SurfaceModel(nn.Module):
+class SurfaceModel(nn.Module, ABC):
     """Volume rendering of an SDF field.
 
     Reference:
@@ -40,9 +41,9 @@ class SurfaceModel(nn.Module):
         self.field, self.collider, self.sampler = field, collider, sampler
         self.loss, self.parity = loss, parity or Parity()
 
+    @abstractmethod
     def sharpness(self) -> Tensor:
         """[] inv_s of NeuS, beta of VolSDF."""
-        raise NotImplementedError
 
     def forward(
         self, ray_bundle: RayBundle, volume_feature: Sequence[Tensor], points: Tensor | None = None, **unused: Any

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -174,6 +175,11 @@ def share_buffers(model: nn.Module, world: World) -> None:
             dist.broadcast(buffer, src=0)
 
 
+# torch 2.13 calls it by another name, and warns of the old one.
+_NAMES = inspect.signature(DistributedDataParallel).parameters
+_SYNC_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in _NAMES else "broadcast_buffers"
+
+
 def data_parallel(model: nn.Module, device: torch.device, find_unused: bool, world: World) -> nn.Module:
     """The model with gradients averaged over ranks; itself where there is one process.
 
@@ -185,6 +191,6 @@ def data_parallel(model: nn.Module, device: torch.device, find_unused: bool, wor
         return DistributedDataParallel(
             model,
             device_ids=[device] if device.type == "cuda" else None,
-            broadcast_buffers=False,
             find_unused_parameters=find_unused,
+            **{_SYNC_BUFFERS: False},
         )

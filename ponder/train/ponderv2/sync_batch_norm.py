@@ -21,7 +21,7 @@ class _Normalise(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         dims = [d for d in range(x.ndim) if d != 1]
         shape = [1, -1] + [1] * (x.ndim - 2)
-        values = x.float()
+        values = _wide(x)
         count = values.numel() // values.shape[1]
         mean, deviation = _local_moments(values, dims, count)
         total, mean, deviation = _merge(count, mean, deviation)
@@ -37,12 +37,17 @@ class _Normalise(torch.autograd.Function):
         upstream = gradients[0]
         dims = [d for d in range(upstream.ndim) if d != 1]
         shape = [1, -1] + [1] * (upstream.ndim - 2)
-        g = upstream.float()
+        g = _wide(upstream)
         sums = torch.cat([g.sum(dims), (g * normal).sum(dims)]).double()
         dist.all_reduce(sums)
         mean_g, mean_gn = (sums / total).to(g).view(2, -1)
         result = (g - mean_g.view(shape) - normal * mean_gn.view(shape)) * scale.to(g).view(shape)
         return result.to(upstream.dtype), None  # eps
+
+
+def _wide(x: Tensor) -> Tensor:
+    """Half-precision values as float32, others as they are."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def _local_moments(values: Tensor, dims: list[int], count: int) -> tuple[Tensor, Tensor]:
@@ -79,8 +84,8 @@ def _merge(count: int, mean: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor,
 class SyncBatchNorm(_BatchNorm):
     """Batch norm whose training moments are those of all ranks' batches together.
 
-    Input [N, C] or [N, C, ...] of any floating dtype; ranks may have different N. Moments are summed in float32 and
-    merged in float64. In evaluation it is ordinary batch norm.
+    Input [N, C] or [N, C, ...] of any floating dtype; ranks may have different N. Moments are summed in float32 (in
+    float64 for float64) and merged in float64. In evaluation it is ordinary batch norm.
     """
 
     def _check_input_dim(self, input: Tensor) -> None:

@@ -11,6 +11,30 @@ enable_amp = True
 evaluate = False
 find_unused_parameters = True
 
+# Before and after the name of the dataset is added.
+motions = [
+    dict(type="CenterShift", apply_z=True, keys=["extrinsic"]),
+    dict(type="RandomDropout", dropout_ratio=0.5, dropout_application_ratio=1.0),
+    dict(type="RandomRotate", angle=[-1, 1], axis="z", center=[0, 0, 0], p=0.5, keys=["extrinsic"]),
+    dict(type="RandomRotate", angle=[-1 / 64, 1 / 64], axis="x", p=0.5, keys=["extrinsic"]),
+    dict(type="RandomRotate", angle=[-1 / 64, 1 / 64], axis="y", p=0.5, keys=["extrinsic"]),
+    dict(type="RandomScale", scale=[0.9, 1.1], keys=["extrinsic"]),
+    dict(type="RandomFlip", p=0.5, keys=["extrinsic"]),
+    dict(type="GridSample", grid_size=0.1, hash_type="fnv", mode="train", return_grid_coord=True),
+    dict(type="CenterShift", apply_z=False, keys=["extrinsic"]),
+    dict(type="NormalizeColor"),
+    dict(type="ShufflePoint"),
+]
+collection = [
+    dict(type="ToTensor"),
+    dict(
+        type="Collect",
+        keys=("coord", "grid_coord", "segment", "condition", "rgb", "depth", "depth_scale"),
+        stack_keys=("intrinsic", "extrinsic", "rgb", "depth", "semantic"),
+        feat_keys=("color", "normal"),
+    ),
+]
+
 model = dict(
     type="PonderIndoor-v2",
     backbone=dict(

@@ -1,5 +1,5 @@
 # What the files that train a segmentor from nothing share.
-_base_ = ["runtime.py"]
+_base_ = ["runtime.py", "clouds.py"]
 
 batch_size = 2
 mix_prob = 0.8

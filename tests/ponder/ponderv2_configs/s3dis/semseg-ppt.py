@@ -13,50 +13,18 @@ data = dict(
         type="S3DISDataset",
         split="Area_5",
         data_root="data/s3dis",
-        transform=[
-            dict(type="CenterShift", apply_z=True),
-            dict(type="GridSample", grid_size=0.1, hash_type="fnv", mode="train", return_grid_coord=True),
-            dict(type="CenterShift", apply_z=False),
-            dict(type="NormalizeColor"),
-            dict(type="Add", keys_dict={"condition": "S3DIS"}),
-            dict(type="ToTensor"),
-            dict(
-                type="Collect",
-                keys=("coord", "grid_coord", "segment", "condition"),
-                feat_keys=("color", "normal"),
-            ),
-        ],
-        test_mode=False,
+        transform={{_base_.voxelised}}
+        + [dict(type="Add", keys_dict={"condition": "S3DIS"})]
+        + {{_base_.collection_with_condition}},
     ),
     test=dict(
         type="S3DISDataset",
         split="Area_5",
         data_root="data/s3dis",
-        transform=[dict(type="CenterShift", apply_z=True), dict(type="NormalizeColor")],
-        test_mode=True,
         test_cfg=dict(
-            voxelize=dict(
-                type="GridSample",
-                grid_size=0.1,
-                hash_type="fnv",
-                mode="test",
-                keys=("coord", "color", "normal"),
-                return_grid_coord=True,
-            ),
-            crop=None,
-            post_transform=[
-                dict(type="CenterShift", apply_z=False),
-                dict(type="Add", keys_dict={"condition": "S3DIS"}),
-                dict(type="ToTensor"),
-                dict(type="Collect", keys=("coord", "grid_coord", "index", "condition"), feat_keys=("color", "normal")),
-            ],
-            aug_transform=[
-                [
-                    dict(type="RandomRotateTargetAngle", angle=[1 / 2], axis="z", center=[0, 0, 0], p=1),
-                    dict(type="RandomScale", scale=[0.95, 0.95]),
-                ],
-                [dict(type="RandomFlip", p=1)],
-            ],
+            post_transform=[dict(type="CenterShift", apply_z=False)]
+            + [dict(type="Add", keys_dict={"condition": "S3DIS"})]
+            + {{_base_.fragment_end}},
         ),
     ),
 )

@@ -1,11 +1,5 @@
-_base_ = ["../_base_/runtime.py"]
+_base_ = ["../_base_/ppt.py"]
 
-batch_size = 2
-num_worker = 0
-mix_prob = 0.8
-empty_cache = False
-enable_amp = True
-find_unused_parameters = True
 train = dict(type="MultiDatasetTrainer")
 
 # fmt: off
@@ -22,28 +16,11 @@ class_names = (
 # fmt: on
 model = dict(
     type="PPT-v1m1",
-    backbone=dict(
-        type="SpUNet-v1m3",
-        in_channels=6,
-        num_classes=0,
-        base_channels=8,
-        context_channels=16,
-        channels=(8, 8, 8, 8, 8, 8, 8, 8),
-        layers=(1, 1, 1, 1, 1, 1, 1, 1),
-        cls_mode=False,
-        conditions=("ScanNet", "S3DIS", "Structured3D"),
-        zero_init=False,
-        norm_decouple=True,
-        norm_adaptive=True,
-        norm_affine=True,
-    ),
-    criteria=[
-        dict(type="CrossEntropyLoss", loss_weight=1.0, ignore_index=-1),
-        dict(type="LovaszLoss", mode="multiclass", loss_weight=1.0, ignore_index=-1),
-    ],
+    backbone={{_base_.prompted}},
+    criteria={{_base_.criteria}},
     backbone_out_channels=8,
     context_channels=16,
-    conditions=("Structured3D", "ScanNet", "S3DIS"),
+    conditions={{_base_.conditions}},
     template="[x]",
     clip_model="ViT-B/16",
     class_name=text_names,
@@ -55,55 +32,22 @@ model = dict(
     backbone_mode=False,
 )
 
-epoch = 2
-eval_epoch = 1
-optimizer = dict(type="SGD", lr=0.05, momentum=0.9, weight_decay=0.0001, nesterov=True)
-scheduler = dict(
-    type="OneCycleLR",
-    max_lr=optimizer["lr"],
-    pct_start=0.05,
-    anneal_strategy="cos",
-    div_factor=10.0,
-    final_div_factor=10000.0,
-)
-
 data = dict(
     num_classes=20,
-    ignore_index=-1,
     names=class_names,
     train=dict(
+        _delete_=True,
         type="ConcatDataset",
         datasets=[
             dict(
                 type="Structured3DDataset",
                 split="train",
                 data_root="data/structured3d",
-                transform=[
-                    dict(type="CenterShift", apply_z=True),
-                    dict(type="RandomDropout", dropout_ratio=0.2, dropout_application_ratio=0.2),
-                    dict(type="RandomRotate", angle=[-1, 1], axis="z", center=[0, 0, 0], p=0.5),
-                    dict(type="RandomRotate", angle=[-1 / 64, 1 / 64], axis="x", p=0.5),
-                    dict(type="RandomRotate", angle=[-1 / 64, 1 / 64], axis="y", p=0.5),
-                    dict(type="RandomScale", scale=[0.9, 1.1]),
-                    dict(type="RandomFlip", p=0.5),
-                    dict(type="RandomJitter", sigma=0.005, clip=0.02),
-                    dict(type="ElasticDistortion", distortion_params=[[0.2, 0.4], [0.8, 1.6]]),
-                    dict(type="ChromaticAutoContrast", p=0.2, blend_factor=None),
-                    dict(type="ChromaticTranslation", p=0.95, ratio=0.05),
-                    dict(type="ChromaticJitter", p=0.95, std=0.05),
-                    dict(type="GridSample", grid_size=0.1, hash_type="fnv", mode="train", return_grid_coord=True),
-                    dict(type="SphereCrop", sample_rate=0.8, mode="random"),
-                    dict(type="CenterShift", apply_z=False),
-                    dict(type="NormalizeColor"),
-                    dict(type="ShufflePoint"),
-                    dict(type="Add", keys_dict={"condition": "Structured3D"}),
-                    dict(type="ToTensor"),
-                    dict(
-                        type="Collect",
-                        keys=("coord", "grid_coord", "segment", "condition"),
-                        feat_keys=("color", "normal"),
-                    ),
-                ],
+                transform={{_base_.augment}}
+                + [{{_base_.voxels}}, dict(type="SphereCrop", sample_rate=0.8, mode="random")]
+                + {{_base_.end}}
+                + [dict(type="Add", keys_dict={"condition": "Structured3D"})]
+                + {{_base_.collection_with_condition}},
                 test_mode=False,
                 loop=4,
             ),
@@ -111,32 +55,11 @@ data = dict(
                 type="ScanNetDataset",
                 split="train",
                 data_root="data/scannet",
-                transform=[
-                    dict(type="CenterShift", apply_z=True),
-                    dict(type="RandomDropout", dropout_ratio=0.2, dropout_application_ratio=0.2),
-                    dict(type="RandomRotate", angle=[-1, 1], axis="z", center=[0, 0, 0], p=0.5),
-                    dict(type="RandomRotate", angle=[-1 / 64, 1 / 64], axis="x", p=0.5),
-                    dict(type="RandomRotate", angle=[-1 / 64, 1 / 64], axis="y", p=0.5),
-                    dict(type="RandomScale", scale=[0.9, 1.1]),
-                    dict(type="RandomFlip", p=0.5),
-                    dict(type="RandomJitter", sigma=0.005, clip=0.02),
-                    dict(type="ElasticDistortion", distortion_params=[[0.2, 0.4], [0.8, 1.6]]),
-                    dict(type="ChromaticAutoContrast", p=0.2, blend_factor=None),
-                    dict(type="ChromaticTranslation", p=0.95, ratio=0.05),
-                    dict(type="ChromaticJitter", p=0.95, std=0.05),
-                    dict(type="GridSample", grid_size=0.1, hash_type="fnv", mode="train", return_grid_coord=True),
-                    dict(type="SphereCrop", point_max=2000, mode="random"),
-                    dict(type="CenterShift", apply_z=False),
-                    dict(type="NormalizeColor"),
-                    dict(type="ShufflePoint"),
-                    dict(type="Add", keys_dict={"condition": "ScanNet"}),
-                    dict(type="ToTensor"),
-                    dict(
-                        type="Collect",
-                        keys=("coord", "grid_coord", "segment", "condition"),
-                        feat_keys=("color", "normal"),
-                    ),
-                ],
+                transform={{_base_.augment}}
+                + [{{_base_.voxels}}, dict(type="SphereCrop", point_max=2000, mode="random")]
+                + {{_base_.end}}
+                + [dict(type="Add", keys_dict={"condition": "ScanNet"})]
+                + {{_base_.collection_with_condition}},
                 test_mode=False,
                 loop=2,
             ),
@@ -144,32 +67,11 @@ data = dict(
                 type="S3DISDataset",
                 split=("Area_1", "Area_2", "Area_3", "Area_4", "Area_6"),
                 data_root="data/s3dis",
-                transform=[
-                    dict(type="CenterShift", apply_z=True),
-                    dict(type="RandomDropout", dropout_ratio=0.2, dropout_application_ratio=0.2),
-                    dict(type="RandomRotate", angle=[-1, 1], axis="z", center=[0, 0, 0], p=0.5),
-                    dict(type="RandomRotate", angle=[-1 / 64, 1 / 64], axis="x", p=0.5),
-                    dict(type="RandomRotate", angle=[-1 / 64, 1 / 64], axis="y", p=0.5),
-                    dict(type="RandomScale", scale=[0.9, 1.1]),
-                    dict(type="RandomFlip", p=0.5),
-                    dict(type="RandomJitter", sigma=0.005, clip=0.02),
-                    dict(type="ElasticDistortion", distortion_params=[[0.2, 0.4], [0.8, 1.6]]),
-                    dict(type="ChromaticAutoContrast", p=0.2, blend_factor=None),
-                    dict(type="ChromaticTranslation", p=0.95, ratio=0.05),
-                    dict(type="ChromaticJitter", p=0.95, std=0.05),
-                    dict(type="GridSample", grid_size=0.1, hash_type="fnv", mode="train", return_grid_coord=True),
-                    dict(type="SphereCrop", sample_rate=0.6, mode="random"),
-                    dict(type="CenterShift", apply_z=False),
-                    dict(type="NormalizeColor"),
-                    dict(type="ShufflePoint"),
-                    dict(type="Add", keys_dict={"condition": "S3DIS"}),
-                    dict(type="ToTensor"),
-                    dict(
-                        type="Collect",
-                        keys=("coord", "grid_coord", "segment", "condition"),
-                        feat_keys=("color", "normal"),
-                    ),
-                ],
+                transform={{_base_.augment}}
+                + [{{_base_.voxels}}, dict(type="SphereCrop", sample_rate=0.6, mode="random")]
+                + {{_base_.end}}
+                + [dict(type="Add", keys_dict={"condition": "S3DIS"})]
+                + {{_base_.collection_with_condition}},
                 test_mode=False,
                 loop=1,
             ),
@@ -179,50 +81,18 @@ data = dict(
         type="ScanNetDataset",
         split="val",
         data_root="data/scannet",
-        transform=[
-            dict(type="CenterShift", apply_z=True),
-            dict(type="GridSample", grid_size=0.1, hash_type="fnv", mode="train", return_grid_coord=True),
-            dict(type="CenterShift", apply_z=False),
-            dict(type="NormalizeColor"),
-            dict(type="Add", keys_dict={"condition": "ScanNet"}),
-            dict(type="ToTensor"),
-            dict(
-                type="Collect",
-                keys=("coord", "grid_coord", "segment", "condition"),
-                feat_keys=("color", "normal"),
-            ),
-        ],
-        test_mode=False,
+        transform={{_base_.voxelised}}
+        + [dict(type="Add", keys_dict={"condition": "ScanNet"})]
+        + {{_base_.collection_with_condition}},
     ),
     test=dict(
         type="ScanNetDataset",
         split="val",
         data_root="data/scannet",
-        transform=[dict(type="CenterShift", apply_z=True), dict(type="NormalizeColor")],
-        test_mode=True,
         test_cfg=dict(
-            voxelize=dict(
-                type="GridSample",
-                grid_size=0.1,
-                hash_type="fnv",
-                mode="test",
-                keys=("coord", "color", "normal"),
-                return_grid_coord=True,
-            ),
-            crop=None,
-            post_transform=[
-                dict(type="CenterShift", apply_z=False),
-                dict(type="Add", keys_dict={"condition": "ScanNet"}),
-                dict(type="ToTensor"),
-                dict(type="Collect", keys=("coord", "grid_coord", "index", "condition"), feat_keys=("color", "normal")),
-            ],
-            aug_transform=[
-                [
-                    dict(type="RandomRotateTargetAngle", angle=[1 / 2], axis="z", center=[0, 0, 0], p=1),
-                    dict(type="RandomScale", scale=[0.95, 0.95]),
-                ],
-                [dict(type="RandomFlip", p=1)],
-            ],
+            post_transform=[dict(type="CenterShift", apply_z=False)]
+            + [dict(type="Add", keys_dict={"condition": "ScanNet"})]
+            + {{_base_.fragment_end}},
         ),
     ),
 )
