@@ -187,10 +187,6 @@ def data_parallel(model: nn.Module, device: torch.device, find_unused: bool, wor
     """
     if world.size == 1:
         return model
+    options: dict[str, Any] = {_SYNC_BUFFERS: False, "find_unused_parameters": find_unused}
     with peer_errors(world):
-        return DistributedDataParallel(
-            model,
-            device_ids=[device] if device.type == "cuda" else None,
-            find_unused_parameters=find_unused,
-            **{_SYNC_BUFFERS: False},
-        )
+        return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None, **options)
