@@ -15,6 +15,7 @@ class_names = (
 )
 # fmt: on
 model = dict(
+    _delete_=True,
     type="PPT-v1m1",
     backbone={{_base_.prompted}},
     criteria={{_base_.criteria}},

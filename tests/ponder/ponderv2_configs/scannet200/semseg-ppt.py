@@ -7,6 +7,7 @@ _base_ = ["../_base_/ppt.py"]
 backbone = {{_base_.prompted}}
 backbone["num_classes"] = 200
 model = dict(
+    _delete_=True,
     type="DefaultSegmentor",
     backbone=dict(
         type="PPT-v1m1",
