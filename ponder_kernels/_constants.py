@@ -26,9 +26,8 @@ BETA_MIN = 1e-4
 SOFTPLUS_BETA = 100.0
 SOFTPLUS_THRESHOLD = 20.0
 
-# Arguments of the softplus, times its sharpness, are clamped to this from below: the value there, exp(-40) / 100, is
-# lost beside any other float64, and below it the exponential and its square run into denormal float32 numbers, which a
-# CPU handles many times slower.
+# In the Triton kernels arguments of the softplus, times its sharpness, are clamped to this from below: the value there,
+# exp(-40) / 100, is lost beside any other float32, and below it the exponential and its square become denormal.
 SOFTPLUS_FLOOR = -40.0
 
 # Inverse-CDF resampling: total weight of a ray is padded up to this, so that an empty ray is sampled uniformly.

@@ -3,11 +3,13 @@
 Only the distance and its gradient survive the forward pass, 16 bytes per sample; the backward pass gathers the features
 and runs the decoders again. The gradient of the SDF is computed forwards from the slopes of the trilinear weights, so
 losses on it need one backward pass, not two. Notation: R rays, S samples each, M = R * S; `x_bar` is the derivative of
-the loss with respect to x.
+the loss with respect to x. Vectors per sample, [R, S, 3] or [M, 3], are kept with all x side by side in memory, then
+all y, then all z: on rows of three numbers torch's operations take several times as long.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -92,6 +94,14 @@ class Rays(NamedTuple):
         return Rays(*(None if v is None else v[rows] for v in self))  # type: ignore[arg-type]
 
 
+class Normals(NamedTuple):
+    """Gradients [R, S, 3] as unit vectors; their lengths and the norms they were divided by, with a floor [R, S, 1]."""
+
+    unit: Tensor
+    length: Tensor
+    norm: Tensor
+
+
 class Frame(NamedTuple):
     """Geometry of a chunk's samples: position along the ray and bin length [R, S], where they lie in the volumes."""
 
@@ -120,14 +130,15 @@ class Renderer:
         if settings.carry or any(layer.blocks[FEATURES].shape[1] for head in field.heads for layer in head):
             self.second = sum(volume.channels for volume in field.volumes) - self.inputs + 3 * settings.points
         self.rows = stack_rows(field.sdf[-1], field.heads, self.second)
+        self.scenes = max((volume.geometry.shape[0] for volume in field.volumes), default=1)
 
     def frame(self, rays: Rays) -> Frame:
         """Sample positions of a chunk."""
         starts, ends = rays.edges[:, :-1], rays.edges[:, 1:]
         position = (starts + ends) / 2 if self.settings.middles else starts
-        along = rays.directions.unsqueeze(1) * position.unsqueeze(-1)
-        points = self.normalise((rays.origins.unsqueeze(1) + along).reshape(-1, 3))
-        scene = rays.scene.repeat_interleave(position.shape[1])
+        points = along_rays(position, rays.directions).add_(rays.origins.unsqueeze(1))
+        points = self.normalise(points.reshape(-1, 3))
+        scene = rays.scene.repeat_interleave(position.shape[1]) if self.scenes > 1 else None
         return Frame(position, ends - starts, locate(self.field.volumes, points, scene), points)
 
     def decode(self, frame: Frame) -> Decoded:
@@ -138,18 +149,18 @@ class Renderer:
         return Decoded(features, hidden, input_gradient(self.field.sdf, hidden, features.shape[0], self.work))
 
     def gradient(self, frame: Frame, decoded: Decoded) -> Tensor:
-        """d sdf / d point [M, 3]."""
+        """d sdf / d point [R, S, 3]."""
         out = frame.samples.slopes(self.field.volumes, decoded.slopes.z)
         if self.settings.points:
             out.add_(decoded.slopes.z[:, -3:])
-        return out
+        return out.view(*frame.position.shape, 3)
 
     def blocks(self, frame: Frame, decoded: Decoded, gradient: Tensor) -> Blocks:
         """What the rows act on, [R, S, *] each."""
         shape = frame.position.shape
-        features, values = decoded.features.view(*shape, -1), decoded.hidden.values
-        hidden = values[-1].view(*shape, -1) if values else features[..., :0]
-        return Blocks(features, hidden, gradient.view(*shape, 3))
+        features, logs = decoded.features.view(*shape, -1), decoded.hidden.logs
+        hidden = logs[-1].view(*shape, -1) if logs else features[..., :0]
+        return Blocks(features, hidden, gradient)
 
     def opacity(self, rays: Rays, frame: Frame, sdf: Tensor, gradient: Tensor) -> tuple[Opacity, Tensor]:
         """The opacity model of a chunk and its weights [R, S]."""
@@ -161,10 +172,11 @@ class Renderer:
             model.mask(rays.hit)
         return model, model.weights()
 
-    def unit(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        """Unit normals, and the norms they were divided by."""
-        norm = torch.linalg.vector_norm(gradient, dim=-1, keepdim=True).clamp_min(self.settings.normal_floor)
-        return gradient / norm, norm
+    def normals(self, gradient: Tensor) -> Normals:
+        """Unit normals, lengths and norms."""
+        length = gradient.square().sum(-1, keepdim=True).sqrt_()
+        norm = length.clamp_min(self.settings.normal_floor)
+        return Normals(gradient / norm, length, norm)
 
     def forward(self, rays: Rays, sums: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Fill the per-ray sums; return loss sums [3], weights and sdf [R, S], gradient [R, S, 3]."""
@@ -177,19 +189,22 @@ class Renderer:
         _, weights = self.opacity(rays, frame, sdf, gradient)
         along = weights.unsqueeze(1)
         values = [(weights * frame.position).sum(1, keepdim=True), weights.sum(1, keepdim=True)]
-        values.append(torch.bmm(along, self.unit(gradient)[0]).squeeze(1))
+        normals = self.normals(gradient)
+        values.append(torch.bmm(along, normals.unit).squeeze(1))
         values += [(output * along).sum(-1) for output in outputs]
         if self.settings.carry:
-            values += [torch.bmm(along, v).squeeze(1) for v in (gradient, blocks.hidden, blocks.features)]
+            composited = [torch.bmm(along, v).squeeze(1) for v in (gradient, blocks.hidden, blocks.features)]
+            composited[1].neg_()
+            values += composited
         torch.cat(values, 1, out=sums)
-        return self.loss_sums(rays, frame, sdf, gradient), weights, sdf, gradient
+        return self.loss_sums(rays, frame, sdf, normals.length), weights, sdf, gradient
 
-    def loss_sums(self, rays: Rays, frame: Frame, sdf: Tensor, gradient: Tensor) -> Tensor:
-        """Summed eikonal, free-space and band terms."""
+    def loss_sums(self, rays: Rays, frame: Frame, sdf: Tensor, length: Tensor) -> Tensor:
+        """Summed eikonal, free-space and band terms; `length` [R, S, 1] is that of the gradients."""
         goal = sample_targets(
             RayTargets(rays.ray_depth, rays.slope, self.settings.truncation), frame.position, rays.hit
         )
-        excess = (torch.linalg.vector_norm(gradient, dim=-1) - 1) ** 2
+        excess = (length.squeeze(-1) - 1) ** 2
         if rays.hit is not None:
             excess = excess * rays.hit.unsqueeze(-1)
         free_space = ((self.settings.truncation - sdf).clamp_min(0) * goal.front).sum()
@@ -261,7 +276,8 @@ def render_backward(renderer: Renderer, rays: Rays, sdf: Tensor, gradient: Tenso
     frame = renderer.frame(rays)
     shape = frame.position.shape
     decoded = renderer.decode(frame)
-    blocks = renderer.blocks(frame, decoded, gradient)
+    gradient = gradient.permute(2, 0, 1).contiguous().permute(1, 2, 0)
+    blocks, normals = renderer.blocks(frame, decoded, gradient), renderer.normals(gradient)
 
     carried = _carried(renderer, bar.sums) if settings.carry else None
     # One product for the decoders and what the upstream of the composited blocks multiplies.
@@ -270,10 +286,10 @@ def render_backward(renderer: Renderer, rays: Rays, sdf: Tensor, gradient: Tenso
     values = found[:, found.shape[1] - renderer.rows.bias.shape[0] + 1 :]
     per_ray = torch.addmm(renderer.rows.bias, rays.directions, renderer.rows.direction.T)
     heads = heads_forward(field.heads, settings.activations, values.add_(per_ray[:, 1:].unsqueeze(-1)))
-    weights_bar = _weights_bar(frame, renderer.unit(gradient)[0], heads[0], bar)
+    weights_bar = _weights_bar(frame, normals.unit, heads[0], bar)
     if settings.carry:
         weights_bar += found[:, 0]
-    sample = _composite_backward(renderer, rays, frame, sdf, gradient, weights_bar, bar)
+    sample = _composite_backward(renderer, rays, frame, sdf, gradient, normals, weights_bar, bar)
 
     # Derivatives by what the rows made, in the order of `weights_of`.
     made = torch.empty_like(found)
@@ -287,7 +303,7 @@ def render_backward(renderer: Renderer, rays: Rays, sdf: Tensor, gradient: Tenso
     add_rows(rows_backward(rows_bar, rays.directions, blocks), out[0][-1], out[1])
 
     turned = made.transpose(1, 2)
-    along = torch.baddbmm(sample.gradient, turned, weights_of.gradient).view(-1, 3)
+    along = torch.baddbmm(sample.gradient.mT, weights_of.gradient.mT, made).transpose(0, 1).reshape(3, -1).T
     features_bar, hidden_bar = (
         torch.bmm(turned, weight, out=work(name, *value.shape)).view(sdf.numel(), value.shape[2])
         for name, weight, value in zip(("features bar", "hidden bar"), weights_of, blocks, strict=False)
@@ -301,6 +317,11 @@ def render_backward(renderer: Renderer, rays: Rays, sdf: Tensor, gradient: Tenso
     chain_backward(field.sdf, z, decoded.hidden, decoded.slopes, chain_bar, out[0], work)
     volumes = frame.samples.scatter(field.volumes, features_bar, decoded.slopes.z, weights_along)
     return ChunkBar(volumes, *out, sample.sharpness)
+
+
+def along_rays(samples: Tensor, vectors: Tensor) -> Tensor:
+    """[R, S] numbers times the vectors of their rays [R, 3]: [R, S, 3]."""
+    return (vectors.T.contiguous().unsqueeze(-1) * samples).permute(1, 2, 0)
 
 
 def _carried(renderer: Renderer, sums_bar: Tensor) -> Blocks:
@@ -334,25 +355,32 @@ def _weights_bar(frame: Frame, unit: Tensor, outputs: Sequence[Tensor], bar: Ray
 
 
 def _composite_backward(
-    renderer: Renderer, rays: Rays, frame: Frame, sdf: Tensor, gradient: Tensor, weights_bar: Tensor, bar: RayBar
+    renderer: Renderer,
+    rays: Rays,
+    frame: Frame,
+    sdf: Tensor,
+    gradient: Tensor,
+    normals: Normals,
+    weights_bar: Tensor,
+    bar: RayBar,
 ) -> SampleBar:
     """From the per-ray upstream to the per-sample values that the opacities and losses depend on."""
-    settings = renderer.settings
-    unit, norm = renderer.unit(gradient)
+    settings, (unit, length, norm) = renderer.settings, normals
     model, weights = renderer.opacity(rays, frame, sdf, gradient)
     found = model.backward(weights, weights_bar, rays.hit)
     sdf_bar = found.sdf
-    gradient_bar = found.cosine.unsqueeze(-1) * rays.directions.unsqueeze(1)
-    unit_bar = weights.unsqueeze(-1) * bar.sums[:, None, NORMAL:OUTPUTS]
-    # Below the floor the norm is a constant and only the first term remains.
-    radial = unit * (unit * unit_bar).sum(-1, keepdim=True) * (norm > settings.normal_floor)
-    gradient_bar += (unit_bar - radial) / norm
-    length = torch.linalg.vector_norm(gradient, dim=-1, keepdim=True)
-    # Of a zero gradient the direction is 0; the division comes first, for 1 / tiny times anything may overflow.
-    stretch = 2 * (length - 1) * (gradient / length.clamp_min(torch.finfo(length.dtype).tiny))
+    # d unit = (d gradient - unit (unit . d gradient)) / norm; below the floor the norm is a constant and the first term
+    # alone remains.
+    unit_bar = along_rays(weights, bar.sums[:, NORMAL:OUTPUTS])
+    radial = (unit * unit_bar).sum(-1, keepdim=True) * (norm > settings.normal_floor)
+    gradient_bar = unit_bar.sub_(unit * radial).div_(norm)
+    gradient_bar += along_rays(found.cosine, rays.directions)
+    # Of a zero gradient the direction is 0; the division comes first, for 1 / tiny times anything may overflow. What is
+    # shorter than the root of tiny has no square.
+    stretch = 2 * bar.losses[0] * (length - 1)
     if rays.hit is not None:
         stretch = stretch * rays.hit[:, None, None]
-    gradient_bar += bar.losses[0] * stretch
+    gradient_bar += stretch * (gradient / length.clamp_min(math.sqrt(torch.finfo(length.dtype).tiny)))
     goal = sample_targets(RayTargets(rays.ray_depth, rays.slope, settings.truncation), frame.position, rays.hit)
     sdf_bar = sdf_bar - bar.losses[1] * ((sdf < settings.truncation) & goal.front)
     sdf_bar += bar.losses[2] * torch.sign(sdf - goal.sdf) * goal.band

@@ -1,8 +1,9 @@
 """All that is affine in what a sample has, as rows of one matrix: the SDF, then every layer of every head.
 
 What a sample has comes in three matrices: features [R, S, F], the decoder's input with the second channels behind it;
-hidden [R, S, K], the decoder's last activation; gradient [R, S, 3]. A product per ray with n rows evaluates all
-decoders, one with their derivatives gives those by the three matrices, and one more those by the rows.
+hidden [R, S, K], minus the decoder's last activation (see sdf_field.chain); gradient [R, S, 3]. A product per ray with
+n rows evaluates all decoders, one with their derivatives gives those by the three matrices, and one more those by the
+rows.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def product(rows: Blocks, samples: Blocks) -> Tensor:
     )
     out = torch.bmm(features, samples.features.transpose(1, 2))
     if samples.hidden.shape[2]:
-        out.baddbmm_(hidden, samples.hidden.transpose(1, 2))
+        out.baddbmm_(hidden, samples.hidden.transpose(1, 2), alpha=-1)
     return out.baddbmm_(gradient, samples.gradient.transpose(1, 2))
 
 
@@ -89,4 +90,5 @@ def rows_backward(bar: Tensor, directions: Tensor, samples: Blocks) -> Rows:
     """Derivatives by the rows, given those by what they made, [R, n, S]."""
     per_ray = bar.sum(-1)
     blocks = Blocks(*(torch.bmm(bar, sample).sum(0) for sample in samples))
+    blocks.hidden.neg_()
     return Rows(blocks, per_ray.T @ directions, per_ray.sum(0))

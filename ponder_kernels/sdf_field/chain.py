@@ -7,6 +7,9 @@ maps they are multiplied out, which leaves, for an input z::
 
 The SDF is the first row of the last x. Its activation is softplus with sharpness beta; in the scaled variables
 ``y = beta x`` and ``beta h`` that is softplus with sharpness 1, so `scaled` moves beta into the weights once per step.
+
+Per sample ``q = sigmoid(-y)`` and ``log q`` are kept, for ``h = softplus(y) = -log q`` and its derivative is ``1 - q``:
+two passes over memory make both. A product with the derivatives is that with q taken from a sum of weights.
 """
 
 from __future__ import annotations
@@ -19,7 +22,11 @@ import torch
 from torch import Tensor
 
 from ponder_kernels import _check
-from ponder_kernels._constants import SOFTPLUS_BETA, SOFTPLUS_FLOOR, SOFTPLUS_THRESHOLD
+from ponder_kernels._constants import SOFTPLUS_BETA, SOFTPLUS_THRESHOLD
+
+# Below this sigmoid(x) in float32 soon is denormal, which a CPU handles many times slower, and then 0. To rounding,
+# log sigmoid(x) is x long before.
+_SMALLEST = -80.0
 
 
 class Layer(NamedTuple):
@@ -40,10 +47,10 @@ Chain = tuple[Layer, ...]
 
 
 class Hidden(NamedTuple):
-    """Scaled activations h and slopes s of every hidden layer, [M, K_l] each."""
+    """Negative scaled activations log q = -h of every hidden layer, [M, K_l] each, and q = 1 - dh/dy where wanted."""
 
-    values: list[Tensor]
-    slopes: list[Tensor]
+    logs: list[Tensor]
+    gates: list[Tensor]
 
 
 class Workspace:
@@ -117,44 +124,46 @@ def scaled(chain: Sequence[Layer]) -> Chain:
     return (*grown, Layer(through, last.inputs, last.bias))
 
 
-def affine(layer: Layer, z: Tensor, hidden: Tensor | None, out: Tensor) -> Tensor:
-    """``out = previous h + inputs z + bias``."""
-    torch.addmm(layer.bias, z, layer.inputs.T, out=out)
-    if layer.previous is not None and hidden is not None:
-        out.addmm_(hidden, layer.previous.T)
+def negative(layer: Layer, z: Tensor, log: Tensor | None, out: Tensor) -> Tensor:
+    """``out = -(previous h + inputs z + bias)``, where `log` is -h."""
+    torch.addmm(layer.bias, z, layer.inputs.T, beta=-1, alpha=-1, out=out)
+    if layer.previous is not None and log is not None:
+        out.addmm_(log, layer.previous.T)
     return out
 
 
-def softplus_and_slope(y: Tensor, value: Tensor, slope: Tensor | None) -> None:
-    """softplus(y) into `value` and sigmoid(y) into `slope`; y is overwritten.
+def log_sigmoid(x: Tensor, log: Tensor, gate: Tensor | None) -> None:
+    """log sigmoid(x) = -softplus(-x) into `log` and sigmoid(x), one minus its derivative, into `gate`.
 
-    ``softplus(y) = y - log sigmoid(y)``, right to the rounding of y: log1p is many times slower than log on a CPU.
-    Below SOFTPLUS_FLOOR both are flat.
+    The logarithm of the rounded sigmoid: log1p is many times slower on a CPU. The error is that of one rounding at 1.
     """
-    y.clamp_(min=SOFTPLUS_FLOOR)
-    bent = y
-    if y.dtype == torch.float64:
-        # Above its threshold torch's softplus is the identity. Float32 cannot tell; float64 follows it.
-        bent = torch.where(y > SOFTPLUS_THRESHOLD, 2 * y + 50, y)
-    slope = torch.sigmoid(bent, out=value if slope is None else slope)
-    torch.log(slope, out=value)
-    torch.sub(y, value, out=value)
+    gate = torch.sigmoid(x, out=log if gate is None else gate)
+    # Above its threshold torch's softplus is the identity. Float32 cannot tell; float64 follows it.
+    smallest = -SOFTPLUS_THRESHOLD if x.dtype == torch.float64 else _SMALLEST
+    # A GPU is not waited for.
+    if x.device.type == "cpu" and (x.numel() == 0 or bool(x.amin() >= smallest)):
+        torch.log(gate, out=log)
+        return
+    beyond = x < smallest
+    gate.masked_fill_(beyond, 0)
+    torch.log(gate, out=log)
+    torch.where(beyond, x, log, out=log)
 
 
-def activate(chain: Chain, z: Tensor, work: Workspace, slopes: bool = True) -> Hidden:
+def activate(chain: Chain, z: Tensor, work: Workspace, gates: bool = True) -> Hidden:
     """Hidden activations of a scaled SDF chain at inputs z [M, I]."""
     out = Hidden([], [])
     rows = z.shape[0]
-    hidden = None
+    log = None
     for number, layer in enumerate(chain[:-1]):
         width = layer.bias.shape[0]
-        y = affine(layer, z, hidden, work("chain y", rows, width))
-        hidden = work(f"chain h{number}", rows, width)
-        slope = work(f"chain s{number}", rows, width) if slopes else None
-        softplus_and_slope(y, hidden, slope)
-        out.values.append(hidden)
-        if slope is not None:
-            out.slopes.append(slope)
+        x = negative(layer, z, log, work("chain x", rows, width))
+        log = work(f"chain log{number}", rows, width)
+        gate = work(f"chain gate{number}", rows, width) if gates else None
+        log_sigmoid(x, log, gate)
+        out.logs.append(log)
+        if gate is not None:
+            out.gates.append(gate)
     return out
 
 
@@ -163,7 +172,7 @@ def distance(chain: Chain, z: Tensor, hidden: Hidden) -> Tensor:
     last = chain[-1]
     sdf = torch.addmv(last.bias[0], z, last.inputs[0])
     if last.previous is not None:
-        sdf.addmv_(hidden.values[-1], last.previous[0])
+        sdf.addmv_(hidden.logs[-1], last.previous[0], alpha=-1)
     return sdf
 
 
@@ -176,7 +185,7 @@ class Slopes(NamedTuple):
 
 
 class LastHidden(NamedTuple):
-    """What multiplies the slopes s of the last hidden layer: all samples share its v, so it is put into the weights."""
+    """What multiplies the slopes of the last hidden layer: all samples share its v, so it is put into the weights."""
 
     inputs: Tensor
     previous: Tensor | None
@@ -196,18 +205,21 @@ def input_gradient(chain: Chain, hidden: Hidden, rows: int, work: Workspace) -> 
     z = work("chain g", rows, last.inputs.shape[1])
     if count == 0:
         return Slopes(z.copy_(last.inputs[0].expand_as(z)), [], [])
-    top, slope = last_hidden(chain), hidden.slopes[-1]
-    torch.addmm(last.inputs[0], slope, top.inputs, out=z)
+    top, gate = last_hidden(chain), hidden.gates[-1]
+    torch.addmm(last.inputs[0] + top.inputs.sum(0), gate, top.inputs, alpha=-1, out=z)
     u: list[Tensor] = [z] * (count - 1)
     v: list[Tensor] = [z] * (count - 1)
-    after, through = slope, top.previous
     for number in reversed(range(count - 1)):
+        through = top.previous if number == count - 2 else chain[number + 1].previous
         assert through is not None
-        v[number] = torch.mm(after, through, out=work(f"chain v{number}", rows, through.shape[1]))
-        slope = hidden.slopes[number]
-        u[number] = torch.mul(slope, v[number], out=work(f"chain u{number}", *slope.shape))
+        v[number] = work(f"chain v{number}", rows, through.shape[1])
+        if number == count - 2:
+            torch.addmm(through.sum(0), gate, through, alpha=-1, out=v[number])
+        else:
+            torch.mm(u[number + 1], through, out=v[number])
+        out = work(f"chain u{number}", *v[number].shape)
+        u[number] = torch.addcmul(v[number], v[number], hidden.gates[number], value=-1, out=out)
         z.addmm_(u[number], chain[number].inputs)
-        after, through = u[number], chain[number].previous
     return Slopes(z, u, v)
 
 
@@ -227,7 +239,7 @@ def value_backward(chain: Chain, z: Tensor, hidden: Hidden, sdf_bar: Tensor, out
     z_bar = torch.outer(sdf_bar, last.inputs[0])
     if last.previous is None or last_out.previous is None:
         return z_bar, z_bar[:, :0]
-    last_out.previous[0].addmv_(hidden.values[-1].T, sdf_bar)
+    last_out.previous[0].addmv_(hidden.logs[-1].T, sdf_bar, alpha=-1)
     return z_bar, torch.outer(sdf_bar, last.previous[0])
 
 
@@ -247,32 +259,32 @@ def chain_backward(
     v_bar = None
     for number in range(count - 1):
         layer, layer_out = chain[number], out[number]
-        slope, u = hidden.slopes[number], slopes.u[number]
+        gate, u = hidden.gates[number], slopes.u[number]
         layer_out.inputs.addmm_(u.T, bar.gradient)
-        u_bar = torch.mm(bar.gradient, layer.inputs.T, out=work(f"chain ubar{number}", *slope.shape))
+        u_bar = torch.mm(bar.gradient, layer.inputs.T, out=work(f"chain ubar{number}", *gate.shape))
         if layer.previous is not None and layer_out.previous is not None and v_bar is not None:
             u_bar.addmm_(v_bar, layer.previous.T)
             layer_out.previous.addmm_(u.T, v_bar)
-        # u = s v: the derivative by v goes on, that by s becomes one by y, with s' = s (1 - s); u is done with.
-        v_bar = torch.mul(u_bar, slope, out=u)
+        # u = s v, s = 1 - q: the derivative by v goes on, that by s becomes one by y, with s' = s q; u is done with.
+        v_bar = torch.addcmul(u_bar, u_bar, gate, value=-1, out=u)
         curvatures.append(torch.mul(v_bar, slopes.v[number], out=u_bar))
-    curvatures.append(_last_slopes_backward(chain, hidden.slopes[-1], bar.gradient, v_bar, out, work))
+    curvatures.append(_last_slopes_backward(chain, hidden.gates[-1], bar.gradient, v_bar, out, work))
     h_bar = bar.hidden
     for number in reversed(range(count)):
-        # y_bar = s h_bar + (1 - s) s v u_bar.
-        y_bar = torch.lerp(curvatures[number], h_bar, hidden.slopes[number], out=curvatures[number])
+        # y_bar = s h_bar + q s v u_bar.
+        y_bar = torch.lerp(h_bar, curvatures[number], hidden.gates[number], out=curvatures[number])
         layer, layer_out = chain[number], out[number]
         layer_out.inputs.addmm_(y_bar.T, z)
         layer_out.bias.add_(y_bar.sum(0))
         bar.z.addmm_(y_bar, layer.inputs)
         if layer.previous is not None and layer_out.previous is not None:
-            layer_out.previous.addmm_(y_bar.T, hidden.values[number - 1])
+            layer_out.previous.addmm_(y_bar.T, hidden.logs[number - 1], alpha=-1)
             h_bar = torch.mm(y_bar, layer.previous, out=work(f"chain hbar{number}", rows, layer.previous.shape[1]))
     return bar.z
 
 
 def _last_slopes_backward(
-    chain: Chain, slope: Tensor, gradient_bar: Tensor, v_bar: Tensor | None, out: Chain, work: Workspace
+    chain: Chain, gate: Tensor, gradient_bar: Tensor, v_bar: Tensor | None, out: Chain, work: Workspace
 ) -> Tensor:
     """The backward of the last hidden layer's part in `input_gradient`: returns s v u_bar [M, K].
 
@@ -281,14 +293,14 @@ def _last_slopes_backward(
     layer, layer_out, through, through_out = chain[-2], out[-2], chain[-1].previous, out[-1].previous
     assert through is not None and through_out is not None
     top, v = last_hidden(chain), through[0].unsqueeze(1)
-    turned = slope.T @ gradient_bar
+    turned = torch.addmm(gradient_bar.sum(0), gate.T, gradient_bar, alpha=-1)
     layer_out.inputs.addcmul_(v, turned)
     by_v = (layer.inputs * turned).sum(1)
-    found = torch.mm(gradient_bar, top.inputs.T, out=work("chain last ubar", *slope.shape))
+    found = torch.mm(gradient_bar, top.inputs.T, out=work("chain last ubar", *gate.shape))
     if v_bar is not None and top.previous is not None and layer.previous is not None and layer_out.previous is not None:
-        turned = slope.T @ v_bar
+        turned = torch.addmm(v_bar.sum(0), gate.T, v_bar, alpha=-1)
         layer_out.previous.addcmul_(v, turned)
         by_v += (layer.previous * turned).sum(1)
         found.addmm_(v_bar, top.previous.T)
     through_out[0].add_(by_v)
-    return found.mul_(slope)
+    return found.addcmul_(found, gate, value=-1)

@@ -8,7 +8,8 @@ atomics: the sum of every row is taken in one fixed order, so the result does no
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,8 +19,9 @@ PADDINGS = ("zeros", "border")
 _INT32_ROWS = 1 << 30
 
 
-class VolumeGeometry(NamedTuple):
-    """How box coordinates map to volume indices.
+@dataclass(frozen=True, eq=False)
+class VolumeGeometry:
+    """How box coordinates map to volume indices; what is asked for is computed once and kept.
 
     Attributes:
         shape: (B, D, H, W).
@@ -33,11 +35,21 @@ class VolumeGeometry(NamedTuple):
     align_corners: bool
     padding: str
 
+    @functools.cached_property
+    def size(self) -> Tensor:
+        """[3, 1] voxels along x, y, z."""
+        return self.box.new_tensor(self.shape[:0:-1]).unsqueeze(1)
+
+    @functools.cached_property
     def index_scale(self) -> Tensor:
         """[B, 3] derivative of the (x, y, z) index with respect to the position."""
-        size = self.box.new_tensor(self.shape[:0:-1])
-        cells = size - 1 if self.align_corners else size
+        cells = self.size.T - 1 if self.align_corners else self.size.T
         return cells / (self.box[:, 1] - self.box[:, 0])
+
+    @functools.cached_property
+    def row_type(self) -> torch.dtype:
+        """Of row numbers: int32 where it is enough, half the bytes of int64, which the sort and the gathers notice."""
+        return torch.int32 if math.prod(self.shape) < _INT32_ROWS else torch.int64
 
 
 class Corners:
@@ -94,7 +106,9 @@ class Corners:
 
 def _bags(corners: Tensor) -> Tensor:
     """[2, 2, 2, M] -> [M, 8]."""
-    return corners.reshape(8, -1).T.contiguous()
+    # As an image of 8 channels: half the time of transposing a matrix.
+    image = corners.reshape(1, 8, -1, 1).contiguous(memory_format=torch.channels_last)
+    return image.permute(0, 2, 3, 1).view(-1, 8)
 
 
 def volume_rows(volume: Tensor) -> Tensor:
@@ -102,23 +116,24 @@ def volume_rows(volume: Tensor) -> Tensor:
     return volume.permute(0, 2, 3, 4, 1).reshape(-1, volume.shape[1])
 
 
-def find_corners(points: Tensor, scene: Tensor, geometry: VolumeGeometry) -> Corners:
+def find_corners(points: Tensor, scene: Tensor | None, geometry: VolumeGeometry) -> Corners:
     """Corners of points in the boxes of their scenes.
 
     Args:
-        points: [M, 3] (x, y, z) in box coordinates.
-        scene: [M] int64 scene number of each point.
+        points: [M, 3] (x, y, z) in box coordinates; fastest where all x lie side by side in memory, then all y.
+        scene: [M] int64 scene number of each point; None for a single scene.
         geometry: the volume's geometry.
     """
     batch, depth, height, width = geometry.shape
-    scale, low = geometry.index_scale(), geometry.box[:, 0]
+    scale, low = geometry.index_scale, geometry.box[:, 0]
     if batch > 1:
+        assert scene is not None
         scale, low = scale[scene], low[scene]
     index = ((points - low) * scale).T.contiguous()
     slope = scale.T.expand_as(index)
     if not geometry.align_corners:
         index -= 0.5
-    size = index.new_tensor([[width], [height], [depth]])
+    size = geometry.size
     # Bounded before it becomes an integer; NaN goes to the outside as well.
     index = torch.minimum(index.nan_to_num_(nan=-2.0).clamp_(min=-2.0), size + 1)
     if geometry.padding == "border":
@@ -128,8 +143,7 @@ def find_corners(points: Tensor, scene: Tensor, geometry: VolumeGeometry) -> Cor
     else:
         lower = index.floor()
     fraction = index.sub_(lower)
-    # Half the bytes of int64, which the sort and the gathers notice.
-    kind = torch.int32 if batch * depth * height * width < _INT32_ROWS else torch.int64
+    kind = geometry.row_type
     number = lower.to(kind)
     numbers = torch.stack([number, number + 1])
     bounds = size.to(kind)
@@ -137,7 +151,7 @@ def find_corners(points: Tensor, scene: Tensor, geometry: VolumeGeometry) -> Cor
     weights = torch.stack([1 - fraction, fraction]).mul_(inside)
     slopes = torch.stack([-slope, slope]).mul_(inside)
     numbers = torch.minimum(numbers.clamp_(min=0), bounds - 1)
-    first = (scene * (depth * height * width)).to(kind) if batch > 1 else 0
+    first = 0 if scene is None or batch == 1 else (scene * (depth * height * width)).to(kind)
     return Corners(numbers, weights, slopes, first, (depth, height, width))
 
 
@@ -153,11 +167,12 @@ class Scatter:
         ordered, self._order = bags.reshape(-1).sort(stable=True)
         self.rows, counts = torch.unique_consecutive(ordered, return_counts=True)
         self._offsets = (counts.cumsum(0) - counts).to(bags.dtype)
-        self._samples = self._order.div(bags.shape[1], rounding_mode="floor").to(bags.dtype)
+        # The point of every bag's entry; a division takes ten times as long.
+        self._samples = self._order.to(bags.dtype) >> 3
 
     def sums(self, weight: Tensor, values: Tensor) -> Tensor:
         """Sums that belong to `self.rows`: weight [M, 8], values [M, C] -> [number of distinct rows, C]."""
-        ordered = weight.reshape(-1)[self._order]
+        ordered = weight.reshape(-1).index_select(0, self._order)
         return torch.nn.functional.embedding_bag(
             self._samples, values, self._offsets, per_sample_weights=ordered, mode="sum"
         )

@@ -33,8 +33,8 @@ from ponder_kernels.sdf_field.gather import PADDINGS, VolumeGeometry, volume_row
 from ponder_kernels.sdf_field.packed import batch_points
 from ponder_kernels.sdf_field.volumes import RowSums, SplitVolume, VolumeGradient, locate, split_volume
 
-# Points evaluated at once: enough that the time of small operations does not show.
-POINTS_AT_ONCE = 16384
+# Points evaluated at once: enough that the time of small operations does not show, few enough for caches.
+POINTS_AT_ONCE = 8192
 # The same for the Triton kernels, whose working buffers have about 700 columns in all.
 FUSED_POINTS_AT_ONCE = 1 << 15
 
@@ -138,7 +138,7 @@ def _forward(plan: _Plan, chain: Chain, points: Tensor, scene: Tensor, work: Wor
     """sdf [M] and, if wanted, its gradient [M, 3]."""
     samples = locate(plan.volumes, points, scene)
     z = samples.features(plan.volumes, points if plan.points else None, second=False)
-    hidden = activate(chain, z, work, slopes=plan.gradient)
+    hidden = activate(chain, z, work, gates=plan.gradient)
     sdf = distance(chain, z, hidden)
     if not plan.gradient:
         return sdf, None

@@ -32,7 +32,9 @@ class RowView(NamedTuple):
 
     def of(self, numbers: Tensor) -> Tensor:
         """Row numbers of voxel numbers."""
-        return numbers if self.stride == 1 else numbers * self.stride + self.offset
+        if self.stride > 1:
+            numbers = numbers * self.stride
+        return numbers + self.offset if self.offset else numbers
 
 
 class SplitVolume(NamedTuple):
@@ -121,8 +123,12 @@ class Samples(NamedTuple):
         return found[0] if len(found) == 1 else torch.cat(found, 1)
 
     def slopes(self, volumes: Sequence[SplitVolume], by_features: Tensor) -> Tensor:
-        """Derivatives along x, y, z of by_features . features with `by_features` [M, C] held fixed: [M, 3]."""
-        out = by_features.new_zeros(by_features.shape[0], 3)
+        """Derivatives along x, y, z of by_features . features with `by_features` [M, C] held fixed.
+
+        Returns:
+            [M, 3], all x side by side in memory, then all y, then all z.
+        """
+        out = by_features.new_zeros(3, by_features.shape[0])
         start = 0
         for volume, corners in zip(volumes, self.corners, strict=True):
             view = volume.first
@@ -130,9 +136,9 @@ class Samples(NamedTuple):
             part = by_features[:, start : start + width]
             for axis in range(3):
                 along = gather_rows(view.rows, bags, corners.slope(axis))
-                out[:, axis].add_(along.mul_(part).sum(-1))
+                out[axis].add_(along.mul_(part).sum(-1))
             start += width
-        return out
+        return out.T
 
     def along(self, direction: Tensor) -> list[Tensor]:
         """Derivatives of the corner weights along `direction` [M, 3]: [M, 8] for each volume."""
@@ -174,6 +180,6 @@ class Samples(NamedTuple):
         return found
 
 
-def locate(volumes: Sequence[SplitVolume], points: Tensor, scene: Tensor) -> Samples:
-    """Corners of points [M, 3] of scenes [M] in every volume."""
+def locate(volumes: Sequence[SplitVolume], points: Tensor, scene: Tensor | None) -> Samples:
+    """Corners of points [M, 3] of scenes [M] (None: of one) in every volume."""
     return Samples([find_corners(points, scene, volume.geometry) for volume in volumes])

@@ -253,10 +253,11 @@ def engine(settings, samples, sums_bar, bar):
     position = (starts + ends) / 2 if settings.middles else starts
     frame = Frame(position, ends - starts, None, origins)
     upstream = RayBar(sums_bar.double(), bar.losses, None, bar.sdf, bar.gradient)
-    weights_bar = _weights_bar(frame, renderer.unit(samples.gradient)[0], [], upstream)
-    sample = _composite_backward(renderer, bundle, frame, samples.sdf, samples.gradient, weights_bar, upstream)
+    normals = renderer.normals(samples.gradient)
+    weights_bar = _weights_bar(frame, normals.unit, [], upstream)
+    sample = _composite_backward(renderer, bundle, frame, samples.sdf, samples.gradient, normals, weights_bar, upstream)
     model, weights = renderer.opacity(bundle, frame, samples.sdf, samples.gradient)
-    losses = renderer.loss_sums(bundle, frame, samples.sdf, samples.gradient)
+    losses = renderer.loss_sums(bundle, frame, samples.sdf, normals.length)
     return Result(weights, model.transmittance, losses, sample.sdf, sample.gradient, sample.sharpness), weights_bar
 
 
