@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ponder_kernels._workspace import Workspace
 from ponder_kernels.render.heads import FEATURES, Head, heads_backward, heads_forward
 from ponder_kernels.render.opacity import Opacity, opacity
 from ponder_kernels.render.rows import Blocks, Rows, add_rows, affine, product, rows_backward, stack_rows
@@ -27,7 +28,6 @@ from ponder_kernels.sdf_field.chain import (
     ChainBar,
     Hidden,
     Slopes,
-    Workspace,
     activate,
     chain_backward,
     input_gradient,

@@ -14,7 +14,6 @@ two passes over memory make both. A product with the derivatives is that with q 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from ponder_kernels import _check
 from ponder_kernels._constants import SOFTPLUS_BETA, SOFTPLUS_THRESHOLD
+from ponder_kernels._workspace import Workspace
 
 # Below this sigmoid(x) in float32 soon is denormal, which a CPU handles many times slower, and then 0. To rounding,
 # log sigmoid(x) is x long before.
@@ -51,22 +51,6 @@ class Hidden(NamedTuple):
 
     logs: list[Tensor]
     gates: list[Tensor]
-
-
-class Workspace:
-    """Buffers that a loop over chunks uses again: fresh pages cost more than the arithmetic on them."""
-
-    def __init__(self, like: Tensor) -> None:
-        self._like = like
-        self._buffers: dict[str, Tensor] = {}
-
-    def __call__(self, name: str, *shape: int) -> Tensor:
-        """A tensor of unspecified content, the same memory for the same name."""
-        size = math.prod(shape)
-        buffer = self._buffers.get(name)
-        if buffer is None or buffer.numel() < size:
-            buffer = self._buffers[name] = self._like.new_empty(size)
-        return buffer[:size].view(shape)
 
 
 def check_chain(name: str, chain: Sequence[Layer], inputs: int) -> None:

@@ -12,11 +12,11 @@ from torch.autograd.function import once_differentiable
 from ponder_kernels import _check
 from ponder_kernels._register import keeps_float32
 from ponder_kernels._threads import PerThread, even_parts, for_each_in_order
+from ponder_kernels._workspace import Workspace
 from ponder_kernels.sdf_field.chain import (
     Chain,
     ChainBar,
     Layer,
-    Workspace,
     activate,
     chain_backward,
     check_chain,
