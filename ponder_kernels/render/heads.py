@@ -173,12 +173,10 @@ def apply_per_ray(
     Returns:
         [..., O].
     """
-    # Products of per-ray numbers, so that autograd keeps no tensor as wide as the output.
+    # One product, so that autograd keeps no tensor as wide as the output.
     total = opacity.unsqueeze(-1)
-    out = total * layer.bias + (directions * total) @ layer.direction.T
-    if layer.previous is not None:
-        out = out + hidden @ layer.previous.T
-    for block, weight in zip(blocks, layer.blocks, strict=True):
-        if weight.shape[1]:
-            out = out + block @ weight.T
-    return out
+    parts = [(total, layer.bias.unsqueeze(1)), (directions * total, layer.direction)]
+    parts += [] if layer.previous is None else [(hidden, layer.previous)]
+    parts += [pair for pair in zip(blocks, layer.blocks, strict=True) if pair[1].shape[1]]
+    rows, weights = zip(*parts, strict=True)
+    return torch.cat(rows, -1) @ torch.cat(weights, 1).T
