@@ -110,10 +110,11 @@ def scaled(chain: Sequence[Layer]) -> Chain:
 
 def negative(layer: Layer, z: Tensor, log: Tensor | None, out: Tensor) -> Tensor:
     """``out = -(previous h + inputs z + bias)``, where `log` is -h."""
-    torch.addmm(layer.bias, z, layer.inputs.T, beta=-1, alpha=-1, out=out)
+    # addmm would write the bias first and read it again, which takes longer than to take it off in place.
+    torch.mm(z, -layer.inputs.T, out=out)
     if layer.previous is not None and log is not None:
         out.addmm_(log, layer.previous.T)
-    return out
+    return out.sub_(layer.bias)
 
 
 def log_sigmoid(x: Tensor, log: Tensor, gate: Tensor | None) -> None:
@@ -190,7 +191,7 @@ def input_gradient(chain: Chain, hidden: Hidden, rows: int, work: Workspace) -> 
     if count == 0:
         return Slopes(z.copy_(last.inputs[0].expand_as(z)), [], [])
     top, gate = last_hidden(chain), hidden.gates[-1]
-    torch.addmm(last.inputs[0] + top.inputs.sum(0), gate, top.inputs, alpha=-1, out=z)
+    torch.mm(gate, -top.inputs, out=z).add_(last.inputs[0] + top.inputs.sum(0))
     u: list[Tensor] = [z] * (count - 1)
     v: list[Tensor] = [z] * (count - 1)
     for number in reversed(range(count - 1)):
