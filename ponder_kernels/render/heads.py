@@ -156,9 +156,7 @@ def heads_backward(
         stop -= len(head)
 
 
-def apply_per_ray(
-    layer: HeadLayer, hidden: Tensor, blocks: Sequence[Tensor], directions: Tensor, opacity: Tensor
-) -> Tensor:
+def apply_per_ray(layer: HeadLayer, hidden: Tensor, blocks: Tensor, directions: Tensor, opacity: Tensor) -> Tensor:
     """A head's last layer after compositing.
 
     sum_i w_i (P q_i + W x_i + D d + b) = P sum_i w_i q_i + W sum_i w_i x_i + (D d + b) sum_i w_i.
@@ -166,17 +164,17 @@ def apply_per_ray(
     Args:
         layer: the layer.
         hidden: weighted sum [..., P] of the last hidden activation q; not read where the layer is the only one.
-        blocks: weighted sums [..., *] of the blocks x.
+        blocks: weighted sums [..., *] of the blocks x, side by side.
         directions: [..., 3].
         opacity: [...] sum of the weights.
 
     Returns:
         [..., O].
     """
-    # One product, so that autograd keeps no tensor as wide as the output.
+    # Products of per-ray numbers, so that autograd keeps no tensor as wide as the output; of views where they are wide.
     total = opacity.unsqueeze(-1)
-    parts = [(total, layer.bias.unsqueeze(1)), (directions * total, layer.direction)]
-    parts += [] if layer.previous is None else [(hidden, layer.previous)]
-    parts += [pair for pair in zip(blocks, layer.blocks, strict=True) if pair[1].shape[1]]
-    rows, weights = zip(*parts, strict=True)
-    return torch.cat(rows, -1) @ torch.cat(weights, 1).T
+    constant = torch.cat([total, directions * total], -1)
+    out = constant @ torch.cat([layer.bias.unsqueeze(1), layer.direction], 1).T
+    if layer.previous is not None:
+        out = out + hidden @ layer.previous.T
+    return out + blocks @ torch.cat(layer.blocks, 1).T

@@ -207,8 +207,7 @@ def _outputs(
 ) -> tuple[Tensor, ...]:
     """[B, R, O] of every head, from composited outputs or, for a last layer per ray, what that layer reads."""
     widths = [head.per_sample[-1].bias.shape[0] if head.per_sample else 0 for head in heads]
-    *composited, rest = sums[..., OUTPUTS:].split([*widths, sum(carried)], -1)
-    blocks = rest.split(list(carried), -1)
+    *composited, blocks = sums[..., OUTPUTS:].split([*widths, sum(carried)], -1)
     return tuple(
         value if head.per_ray is None else apply_per_ray(head.per_ray, value, blocks, directions, sums[..., OPACITY])
         for head, value in zip(heads, composited, strict=True)
