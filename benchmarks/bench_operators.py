@@ -26,6 +26,6 @@ def bench_operator(name: str, device: str, sitting: int, suite: Suite, benchmark
         absent = {competitor: reason for competitor, reason in reasons.items() if reason is not None}
         contenders = {c: operator.contender(c, sizes, device) for c in operator.competitors if c not in absent}
         errors = agreement.check(contenders, TRUTH, agreement.FLOAT32[device])
-        return Timing(Rounds(contenders, torch.device(device)), errors, absent, operator.work(sizes))
+        return Timing(Rounds(contenders, torch.device(device), suite.patience), errors, absent, operator.work(sizes))
 
     suite.sit(benchmark, About(name, operator.title, sizes.label, device), sizes.rounds, prepare)

@@ -43,7 +43,8 @@ def prepare(case: RenderCase, sizes: Sizes, suite: Suite, device: str) -> Timing
         agreement.check(_contenders(IN_FLOAT64, case, inputs.to(torch.float64)), TRUTH, agreement.FLOAT64)
     contenders = _contenders([n for n in COMPETITORS if n not in missing or n == TRUTH], case, inputs)
     errors = agreement.check(contenders, TRUTH, agreement.FLOAT32[device], INEXACT)
-    rounds = Rounds({n: c for n, c in contenders.items() if n not in missing}, torch.device(device))
+    timed = {n: c for n, c in contenders.items() if n not in missing}
+    rounds = Rounds(timed, torch.device(device), suite.patience)
     return Timing(rounds, errors, missing, render_work(case, sizes))
 
 

@@ -14,7 +14,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.cases import SIZES
 from benchmarks.keep_memory import keep_memory
-from benchmarks.suite import Suite
+from benchmarks.stolen import Patience
+from benchmarks.suite import PATIENCE_SECONDS, Suite
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -22,6 +23,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("suite", "Ponder's benchmarks")
     group.addoption("--bench-size", choices=SIZES, help="size of every case (default: full on a GPU, small on a CPU)")
     group.addoption("--bench-rounds", type=int, metavar="N", help="rounds of every competitor in a sitting")
+    group.addoption(
+        "--bench-patience", type=float, metavar="SECONDS", default=PATIENCE_SECONDS,
+        help="time for rounds that are run again since the host of a virtual machine took time away",
+    )  # fmt: skip
     group.addoption("--bench-competitors", type=_names, metavar="NAME,NAME", help="time only these renderers")
     group.addoption("--bench-lines", type=Path, metavar="FILE", help="add every result to FILE as soon as it exists")
 
@@ -69,7 +74,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def suite(pytestconfig: pytest.Config) -> Suite:
     """What the command line asks for."""
     chosen = (pytestconfig.getoption(f"--bench-{name}") for name in ("size", "rounds", "competitors", "lines"))
-    return Suite(*chosen)
+    return Suite(*chosen, patience=Patience(pytestconfig.getoption("--bench-patience")))
 
 
 @pytest.fixture(autouse=True)

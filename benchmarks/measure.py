@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.contenders import Contender
+from benchmarks.stolen import QUIET, Patience, Stolen
 
 # All parts of a round together.
 WHOLE = "step"
@@ -89,29 +90,54 @@ def time_parts(contender: Contender, device: torch.device) -> dict[str, float]:
 class Rounds:
     """Calling it runs one round. The first of a sitting is a warm-up and is not kept.
 
+    A round from which the host of a virtual machine took time is kept, and another one is run, once, while `patience`
+    lasts.
+
     Attributes:
         seconds: competitor -> part -> one number per round, of all sittings.
+        stolen: per round, the largest share of the processors that was taken away from a competitor.
     """
 
-    def __init__(self, contenders: Mapping[str, Contender], device: torch.device) -> None:
-        self.contenders, self.device = dict(contenders), device
+    def __init__(
+        self, contenders: Mapping[str, Contender], device: torch.device, patience: Patience | None = None
+    ) -> None:
+        self.contenders, self.device, self.patience = dict(contenders), device, patience or Patience(0)
         self.done, self.warm = 0, False
         self.seconds: dict[str, dict[str, list[float]]] = {name: {} for name in contenders}
+        self.stolen: list[float] = []
 
     def sit_down(self) -> None:
         """Begin a sitting: something else ran before."""
         self.warm = False
 
     def __call__(self) -> None:
+        if not self.warm:
+            self._round()
+            self.warm = True
+            return
+        self._keep(*self._round())
+        if self.stolen[-1] > QUIET and self.patience.left > 0:
+            start = time.perf_counter()
+            self._keep(*self._round())
+            self.patience.spend(time.perf_counter() - start)
+
+    def _round(self) -> tuple[dict[str, dict[str, float]], float]:
+        """Seconds by competitor and part, and the largest share that was taken away."""
+        taken, most = {}, 0.0
         for name in self._order():
-            taken = time_parts(self.contenders[name], self.device)
+            stolen = Stolen()
+            taken[name] = time_parts(self.contenders[name], self.device)
+            most = max(most, stolen.share())
             # Inputs are shared: nobody pays for what another one leaves in memory.
             self.contenders[name].reset()
-            if self.warm:
-                for part, value in taken.items():
-                    self.seconds[name].setdefault(part, []).append(value)
-        self.done += self.warm
-        self.warm = True
+        return taken, most
+
+    def _keep(self, taken: Mapping[str, Mapping[str, float]], stolen: float) -> None:
+        for name, parts in taken.items():
+            for part, value in parts.items():
+                self.seconds[name].setdefault(part, []).append(value)
+        self.stolen.append(stolen)
+        self.done += 1
 
     def _order(self) -> list[str]:
         """Rotating, and every other time backwards, so that nobody always comes first or behind the same one."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 
@@ -22,6 +23,7 @@ from benchmarks.contenders import render_contender
 from benchmarks.inputs import make_inputs, make_volume
 from benchmarks.measure import WHOLE, Rounds, ratios, spread, time_parts
 from benchmarks.provenance import provenance
+from benchmarks.stolen import counted
 
 CASE = RENDER_CASES["indoor"]
 # Everywhere at hand; others are asked for by name.
@@ -56,13 +58,20 @@ class Step:
         return time_parts(self.contender, self.volume.device)[WHOLE]
 
 
-def time_steps(names: list[str], rays: int, repeats: int, device: str = "cpu") -> dict[str, list[float]]:
-    """Seconds of every step, interleaved, after one warm-up of each."""
+class Steps(NamedTuple):
+    """Seconds by renderer, one per round, and what share of the processors the host took away in each."""
+
+    seconds: dict[str, list[float]]
+    stolen: list[float]
+
+
+def time_steps(names: list[str], rays: int, repeats: int, device: str = "cpu") -> Steps:
+    """Every step, interleaved, after one warm-up of each."""
     volume = make_volume(CASE.sizes["full"].volume, device, torch.Generator(device).manual_seed(0))
     rounds = Rounds({name: Step(name, rays, volume).contender for name in names}, torch.device(device))
     for _ in range(repeats + 1):
         rounds()
-    return {name: parts[WHOLE] for name, parts in rounds.seconds.items()}
+    return Steps({name: parts[WHOLE] for name, parts in rounds.seconds.items()}, rounds.stolen)
 
 
 def main(arguments: list[str]) -> None:
@@ -93,8 +102,13 @@ def main(arguments: list[str]) -> None:
         print_peaks(name, memory.peaks(CASE.name, name, sizes(max(options.rays), *options.rays), options.device))
 
 
-def print_times(seconds: dict[str, list[float]], rays: int) -> None:
-    """A line for each renderer."""
+def print_times(steps: Steps, rays: int) -> None:
+    """A line for each renderer, of the rounds that count."""
+    numbers = counted(steps.stolen)
+    if len(numbers) < len(steps.stolen):
+        shares = ", ".join(f"{share:.0%}" for share in steps.stolen)
+        print(f"{rays} rays  the host took {shares} of the processors away; the {len(numbers)} least disturbed count")
+    seconds = {name: [taken[number] for number in numbers] for name, taken in steps.seconds.items()}
     for name, taken in seconds.items():
         line = f"{rays} rays  {name:7} {spread(taken).median:7.3f} s ({min(taken):.3f} to {max(taken):.3f})"
         if OURS in seconds:

@@ -11,6 +11,7 @@ from typing import Any
 from benchmarks.cases import RENDER_CASES
 from benchmarks.competitors import OURS
 from benchmarks.measure import WHOLE, Spread, ratios, spread
+from benchmarks.stolen import counted
 from benchmarks.suite import SCHEMA
 
 # Of files that --bench-lines writes; others are those of --benchmark-json.
@@ -29,6 +30,7 @@ class CaseResult:
         name, title, size: of the case; the size in words.
         machine: provenance and ceilings.
         seconds: competitor -> part -> seconds, one per round.
+        stolen: per round, the share of the processors that the host took away.
         work: part -> bytes and FLOPs.
         errors: competitor -> largest difference from the eager baseline.
         saved: competitor -> bytes per ray.
@@ -42,6 +44,7 @@ class CaseResult:
     size: str
     machine: Mapping[str, Any]
     seconds: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    stolen: list[float] = field(default_factory=list)
     work: dict[str, dict[str, int]] = field(default_factory=dict)
     errors: dict[str, float] = field(default_factory=dict)
     saved: dict[str, float] = field(default_factory=dict)
@@ -54,15 +57,20 @@ class CaseResult:
         """Timed ones first, then those that are absent."""
         return [*self.seconds, *(name for name in self.absent if name not in self.seconds)]
 
+    def rounds(self, competitor: str, part: str = WHOLE) -> list[float]:
+        """Seconds of a part in the rounds that count."""
+        seconds = self.seconds[competitor][part]
+        return [seconds[number] for number in counted(self.stolen)]
+
     def time(self, competitor: str, part: str = WHOLE) -> Spread:
         """Seconds of a part."""
-        return spread(self.seconds[competitor][part])
+        return spread(self.rounds(competitor, part))
 
     def ratio(self, competitor: str, part: str = WHOLE) -> Spread | None:
         """How many times longer than ours a part takes, from rounds side by side; None where ours was not timed."""
         if OURS not in self.seconds:
             return None
-        return spread(ratios(self.seconds[competitor][part], self.seconds[OURS][part]))
+        return spread(ratios(self.rounds(competitor, part), self.rounds(OURS, part)))
 
     def share_of_ceiling(self, competitor: str, what: str) -> float:
         """The work's "bytes" or "flops" per second of the whole, by what the machine can do."""
@@ -109,6 +117,7 @@ def _merge(found: dict[tuple[str, str], CaseResult], info: Mapping[str, Any], pa
     result = found.setdefault(key, CaseResult(info["case"], info["title"], info["size"], machine))
     if info["kind"] == "time":
         result.seconds, result.work, result.errors = info["seconds"], info["work"], info["errors"]
+        result.stolen = info["stolen"]
         result.size, result.machine = info["size"], machine
         # Reasons of this measurement; the others leave out more.
         result.absent = dict(info["absent"])

@@ -17,9 +17,10 @@ import torch
 from benchmarks import ceilings
 from benchmarks.measure import Rounds
 from benchmarks.provenance import provenance
+from benchmarks.stolen import Patience
 from ponder_kernels._launch import Cost
 
-SCHEMA = 1
+SCHEMA = 2
 DEVICES = ("cpu", pytest.param("cuda", marks=pytest.mark.gpu))
 SIZE_OF = {"cpu": "small", "cuda": "full"}
 # A case is timed in as many sittings, spread over the run: what a shared machine's neighbours leave of a core changes
@@ -30,6 +31,8 @@ DEVICES_AND_SITTINGS = [
     for device, count in SITTINGS.items()
     for number in range(count)
 ]
+# For rounds that are run again since the host took time away: of all cases together.
+PATIENCE_SECONDS = 100.0
 Size = TypeVar("Size")
 
 
@@ -64,7 +67,8 @@ class Timing:
             part: {"bytes": cost.bytes_read + cost.bytes_written, "flops": cost.flops}
             for part, cost in self.work.items()
         }
-        return {"seconds": self.rounds.seconds, "absent": self.absent, "errors": self.errors, "work": work}
+        measured = {"seconds": self.rounds.seconds, "stolen": self.rounds.stolen}
+        return {**measured, "absent": self.absent, "errors": self.errors, "work": work}
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,7 @@ class Suite:
         competitors: names that are timed.
         lines: file to which every result is added as a line of JSON as soon as it exists.
         timings: (case, device) -> what was timed in earlier sittings.
+        patience: with rounds that the host disturbs.
     """
 
     size: str | None = None
@@ -84,6 +89,7 @@ class Suite:
     competitors: tuple[str, ...] | None = None
     lines: Path | None = None
     timings: dict[tuple[str, str], Timing] = field(default_factory=dict)
+    patience: Patience = field(default_factory=lambda: Patience(0))
 
     def sizes(self, of: Mapping[str, Size], device: str) -> Size:
         """Those of a case on a device."""

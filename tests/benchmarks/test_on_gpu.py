@@ -143,7 +143,9 @@ def test_commands_are_understood(
     facts = dict.fromkeys(("device", "threads", "torch", "commit"), "")
     monkeypatch.setattr(ponderv2_step, "provenance", lambda device: facts)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(ponderv2_step, "time_steps", lambda *a: asked.append(a) or {"ponder": [1.0]})
+    monkeypatch.setattr(
+        ponderv2_step, "time_steps", lambda *a: asked.append(a) or ponderv2_step.Steps({"ponder": [1.0]}, [0.0])
+    )
     monkeypatch.setattr(memory, "peaks", lambda *a: asked.append(a) or {1: 1, 2: 2})
     ponderv2_step.main(list(plan["step-time"][2:]))
     ponderv2_step.main(list(plan["step-memory"][2:]))

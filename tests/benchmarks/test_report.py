@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from matplotlib import image
 
 from benchmarks import report, tables
+from benchmarks.measure import spread
 from benchmarks.results_file import ResultError, load
 from benchmarks.suite import SITTINGS
 
@@ -30,13 +32,16 @@ ABSENT = {"nerfacc": "not installed", "compiled": "torch.compile fails: no compi
 
 
 def entry(kind: str, case: str, **facts: Any) -> dict[str, Any]:
-    about = {"schema": 1, "kind": kind, "case": case, "title": f"the {case}", "size": "10 rays", "machine": MACHINE}
+    about = {"schema": 2, "kind": kind, "case": case, "title": f"the {case}", "size": "10 rays", "machine": MACHINE}
     return {"name": f"bench[{case}]", "extra_info": about | facts}
 
 
-def timed(case: str = "indoor", seconds: dict[str, Any] = SECONDS) -> dict[str, Any]:
+def timed(
+    case: str = "indoor", seconds: dict[str, Any] = SECONDS, stolen: Sequence[float] | None = None
+) -> dict[str, Any]:
     work = {"step": {"bytes": int(1e10), "flops": int(4e10)}}
-    return entry("time", case, seconds=seconds, absent=ABSENT, errors={"ponder": 2e-4}, work=work)
+    stolen = [0.0] * len(seconds["ponder"]["step"]) if stolen is None else list(stolen)
+    return entry("time", case, seconds=seconds, stolen=stolen, absent=ABSENT, errors={"ponder": 2e-4}, work=work)
 
 
 def write(path: Path, *entries: dict[str, Any]) -> Path:
@@ -109,6 +114,13 @@ def test_report_and_plots_are_written_whole(result: Path, tmp_path: Path) -> Non
         assert pixels.shape[2] == 3 or pixels[..., 3].min() == 1.0
 
 
+def test_rounds_that_the_host_disturbed_do_not_count(tmp_path: Path) -> None:
+    found = load([write(tmp_path / "a.json", timed(stolen=[0.3, 0.0, 0.02]))])["cpu", "indoor"]
+    assert found.rounds("eager") == [10.0, 22.0] and found.rounds("ponder") == [2.0, 4.0]
+    assert found.ratio("eager") == spread([5.0, 5.5]) and found.time("eager").median == 16.0
+    assert "3 rounds, of which the 2 count from which the host took the least time." in tables.full([found], [])
+
+
 def test_a_later_file_replaces_what_it_measures_again(result: Path, tmp_path: Path) -> None:
     faster = {"ponder": {"step": [1.0]}, "eager": {"step": [7.0]}}
     found = load([result, write(tmp_path / "b.json", timed(seconds=faster))])["cpu", "indoor"]
@@ -138,7 +150,7 @@ def test_two_runs_are_compared(
         ("{", "cannot be read"),
         ("[]", "expected a file of --benchmark-json"),
         ('{"benchmarks": []}', "no results of the suite"),
-        (json.dumps({"benchmarks": [{"extra_info": {"schema": 0}}]}), "expected schema 1, got 0"),
+        (json.dumps({"benchmarks": [{"extra_info": {"schema": 0}}]}), "expected schema 2, got 0"),
     ],
 )
 def test_other_files_are_refused(content: str, message: str, tmp_path: Path) -> None:
@@ -166,7 +178,7 @@ def test_a_tiny_run_from_pytest_to_the_tables(tmp_path: Path) -> None:
     path = tmp_path / "tiny.json"
     done = run(
         "pytest", "benchmarks", "-q", "-m", "not gpu", "-k", "composite or (outdoor-cpu and not memory)",
-        "--bench-size", "tiny", "--bench-rounds", "2", "--bench-competitors", "ponder,eager",
+        "--bench-size", "tiny", "--bench-rounds", "2", "--bench-patience", "0", "--bench-competitors", "ponder,eager",
         f"--benchmark-json={path}", f"--bench-lines={tmp_path / 'tiny.jsonl'}",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
