@@ -115,7 +115,7 @@ def _camera() -> Config:
 
 INDOOR = {
     "full": Sizes((128, 32, 128, 128), 1, 5, 256, rounds=3, memory_rays=(64, 128, 256)),
-    "small": Sizes((128, 8, 24, 24), 1, 5, 16, rounds=3, memory_rays=(64, 160)),
+    "small": Sizes((128, 8, 24, 24), 1, 5, 16, rounds=2, memory_rays=(64, 160)),
     "tiny": Sizes((128, 4, 8, 8), 1, 2, 4, rounds=1, memory_rays=(8, 16)),
 }
 BATCH = {

@@ -32,7 +32,7 @@ DEVICES_AND_SITTINGS = [
     for number in range(count)
 ]
 # For rounds that are run again since the host took time away: of all cases together.
-PATIENCE_SECONDS = 100.0
+PATIENCE_SECONDS = 40.0
 Size = TypeVar("Size")
 
 
