@@ -11,10 +11,10 @@ from benchmarks import agreement
 from benchmarks.competitors import TRUTH
 from benchmarks.measure import Rounds
 from benchmarks.operators import OPERATORS, refuses
-from benchmarks.suite import DEVICES_AND_SITTINGS, About, Suite, Timing
+from benchmarks.suite import OPERATOR_SITTINGS, About, Suite, Timing, sittings
 
 
-@pytest.mark.parametrize(("device", "sitting"), DEVICES_AND_SITTINGS)
+@pytest.mark.parametrize(("device", "sitting"), sittings(OPERATOR_SITTINGS))
 @pytest.mark.parametrize("name", OPERATORS)
 def bench_operator(name: str, device: str, sitting: int, suite: Suite, benchmark: Any) -> None:
     """Seconds of every part. Operators are timed whichever renderers are asked for."""

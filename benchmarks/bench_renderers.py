@@ -15,7 +15,7 @@ from benchmarks.competitors import COMPETITORS, TRUTH
 from benchmarks.contenders import Contender, render_contender
 from benchmarks.inputs import Inputs, make_inputs
 from benchmarks.measure import Rounds, saved_bytes
-from benchmarks.suite import DEVICES, DEVICES_AND_SITTINGS, About, Suite, Timing
+from benchmarks.suite import DEVICES, About, Suite, Timing, sittings
 from benchmarks.work import render_work
 
 WITH_MEMORY = [name for name, case in TRAINING_CASES.items() if case.sizes["full"].memory_rays]
@@ -48,7 +48,7 @@ def prepare(case: RenderCase, sizes: Sizes, suite: Suite, device: str) -> Timing
     return Timing(rounds, errors, missing, render_work(case, sizes))
 
 
-@pytest.mark.parametrize(("device", "sitting"), DEVICES_AND_SITTINGS)
+@pytest.mark.parametrize(("device", "sitting"), sittings())
 @pytest.mark.parametrize("name", RENDER_CASES)
 def bench_time(name: str, device: str, sitting: int, suite: Suite, benchmark: Any) -> None:
     """Seconds of every part."""

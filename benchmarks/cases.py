@@ -206,13 +206,13 @@ class CompositeSizes:
 
 # Points of the indoor step's 1,280 rays; its 64 channels of geometry.
 SAMPLE = {
-    "full": SampleSizes((64, 32, 128, 128), 1280 * 132, rounds=6),
-    "small": SampleSizes((64, 8, 32, 32), 16 * 132, rounds=12),
+    "full": SampleSizes((64, 32, 128, 128), 1280 * 132, rounds=2),
+    "small": SampleSizes((64, 8, 32, 32), 16 * 132, rounds=5),
     "tiny": SampleSizes((16, 4, 8, 8), 64, rounds=1),
 }
 # What an indoor ray sums: the 131 inputs of the semantic decoder.
 COMPOSITE = {
-    "full": CompositeSizes(10_240, 132, 131, rounds=6),
-    "small": CompositeSizes(512, 132, 131, rounds=4),
+    "full": CompositeSizes(10_240, 132, 131, rounds=2),
+    "small": CompositeSizes(512, 132, 131, rounds=2),
     "tiny": CompositeSizes(16, 8, 3, rounds=1),
 }

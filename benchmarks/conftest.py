@@ -12,10 +12,10 @@ import torch
 # So that `from benchmarks... import ...` works however pytest is started.
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.cases import SIZES
+from benchmarks.cases import RENDER_CASES, SIZES
 from benchmarks.keep_memory import keep_memory
 from benchmarks.stolen import Patience
-from benchmarks.suite import PATIENCE_SECONDS, Suite
+from benchmarks.suite import OPERATOR_SITTINGS, PATIENCE_SECONDS, Suite
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -50,14 +50,19 @@ def pytest_configure(config: pytest.Config) -> None:
     keep_memory()
 
 
-# Sittings of the same number are one turn, renderers before operators.
-TURNS = {"bench_saved": 0.5, "bench_memory": 4.5}
+# Behind which turn what has no sittings comes.
+TURNS = {"bench_saved": 0, "bench_memory": 4}
 
 
-def _turn(item: pytest.Item) -> tuple[float, bool]:
-    sitting = item.callspec.params.get("sitting") if hasattr(item, "callspec") else None
-    name = getattr(item, "originalname", "")
-    return TURNS.get(name, 0.0) if sitting is None else sitting, name == "bench_operator"
+def _turn(item: pytest.Item) -> tuple[int, float]:
+    """Turn and place in it, 0 to 1: a turn has a sitting of every renderer case, operators in between."""
+    name, params = getattr(item, "originalname", ""), item.callspec.params if hasattr(item, "callspec") else {}
+    if "sitting" not in params:
+        return TURNS.get(name, 0), 1.0
+    if name == "bench_operator":
+        turn, part = divmod(params["sitting"], OPERATOR_SITTINGS)
+        return turn, (part + 1) / OPERATOR_SITTINGS
+    return params["sitting"], list(RENDER_CASES).index(params["name"]) / len(RENDER_CASES)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

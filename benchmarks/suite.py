@@ -26,11 +26,19 @@ SIZE_OF = {"cpu": "small", "cuda": "full"}
 # A case is timed in as many sittings, spread over the run: what a shared machine's neighbours leave of a core changes
 # from one second to the next, and rounds that follow one another all see the same.
 SITTINGS = {"cpu": 10, "cuda": 5}
-DEVICES_AND_SITTINGS = [
-    pytest.param(device, number, marks=[pytest.mark.gpu] if device == "cuda" else [])
-    for device, count in SITTINGS.items()
-    for number in range(count)
-]
+# Sittings of a single operator, which are short, for each of a renderer's.
+OPERATOR_SITTINGS = 3
+
+
+def sittings(times: int = 1) -> list[Any]:
+    """Parameters (device, sitting): `times` those of SITTINGS."""
+    return [
+        pytest.param(device, number, marks=[pytest.mark.gpu] if device == "cuda" else [])
+        for device, count in SITTINGS.items()
+        for number in range(count * times)
+    ]
+
+
 # For rounds that are run again since the host took time away: of all cases together.
 PATIENCE_SECONDS = 40.0
 Size = TypeVar("Size")
