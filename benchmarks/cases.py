@@ -125,7 +125,7 @@ BATCH = {
 }
 OUTDOOR = {
     "full": Sizes((32, 5, 180, 180), 1, 6, 512, rounds=3, memory_rays=(128, 256, 512)),
-    "small": Sizes((32, 5, 60, 60), 1, 6, 32, rounds=3, memory_rays=(96, 288)),
+    "small": Sizes((32, 5, 60, 60), 1, 6, 32, rounds=2, memory_rays=(96, 288)),
     "tiny": Sizes((32, 3, 8, 8), 1, 2, 4, rounds=1, memory_rays=(8, 16)),
 }
 
@@ -136,7 +136,7 @@ def _image(volume: tuple[int, int, int, int], width: int, height: int, rounds: i
 
 IMAGE = {
     "full": _image((128, 32, 128, 128), 640, 480, rounds=1),
-    "small": _image((128, 8, 24, 24), 12, 10, rounds=4),
+    "small": _image((128, 8, 24, 24), 12, 10, rounds=3),
     "tiny": _image((128, 4, 8, 8), 4, 3, rounds=1),
 }
 CUBE = (0.0, 1.0)

@@ -40,7 +40,7 @@ def sittings(times: int = 1) -> list[Any]:
 
 
 # For rounds that are run again since the host took time away: of all cases together.
-PATIENCE_SECONDS = 40.0
+PATIENCE_SECONDS = 25.0
 Size = TypeVar("Size")
 
 
