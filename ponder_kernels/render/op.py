@@ -184,7 +184,7 @@ def render_rays(
     *affine, snap = IDENTITY if normalise is None else normalise
     numbers = [float(cos_anneal_ratio), normal_floor, float(goal.truncation), *affine, float(snap)]
     last = chain[-1].previous
-    carried = [3, 0 if last is None else last.shape[1], widths.first + widths.points, widths.second]
+    carried = 3 + (0 if last is None else last.shape[1]) + widths.first + widths.points + widths.second
     batch, count = sizes["B"], sizes["R"]
     found = render_sums(
         cast, weights, sharpness, origins.detach(), directions.detach(),
@@ -195,19 +195,20 @@ def render_rays(
     sums = found[0].view(batch, count, found[0].shape[1])
     means = found[1] / _counts(targets, edges, hit, sample_at == "middle")
     samples = SampleOutputs(*(v.view(batch, count, *v.shape[1:]) for v in found[2:])) if per_sample else None
-    rendered = _outputs(split, sums, carried if carry else [], directions)
+    rendered = _outputs(split, sums, carried if carry else 0, directions)
     depth = sums[..., DEPTH] / (sums[..., OPACITY] + DEPTH_EPS)
     eikonal, free_space, band = means.unbind()
     opacities, normal = sums[..., OPACITY], sums[..., NORMAL:OUTPUTS]
     return RenderedRays(rendered, depth, opacities, normal, eikonal, free_space, band, samples)
 
 
-def _outputs(
-    heads: Sequence[SplitHead], sums: Tensor, carried: Sequence[int], directions: Tensor
-) -> tuple[Tensor, ...]:
-    """[B, R, O] of every head, from composited outputs or, for a last layer per ray, what that layer reads."""
+def _outputs(heads: Sequence[SplitHead], sums: Tensor, carried: int, directions: Tensor) -> tuple[Tensor, ...]:
+    """[B, R, O] of every head, from composited outputs or, for a last layer per ray, what that layer reads.
+
+    `carried` is the number of columns of the composited blocks, the last ones of `sums`.
+    """
     widths = [head.per_sample[-1].bias.shape[0] if head.per_sample else 0 for head in heads]
-    *composited, blocks = sums[..., OUTPUTS:].split([*widths, sum(carried)], -1)
+    *composited, blocks = sums[..., OUTPUTS:].split([*widths, carried], -1)
     return tuple(
         value if head.per_ray is None else apply_per_ray(head.per_ray, value, blocks, directions, sums[..., OPACITY])
         for head, value in zip(heads, composited, strict=True)
