@@ -231,11 +231,14 @@ class Normalisation(NamedTuple):
         out = points
         if (self.scale, self.offset) != (1.0, 0.0):
             # PonderV2 divides, and in float32 a product rounds differently.
-            out = points / (1 / self.scale) + self.offset
+            out = (points / (1 / self.scale)).add_(self.offset)
         if (self.low, self.high) != IDENTITY[2:4]:
             # PonderV2 moves what lies at or beyond the far face just inside; the near face is clamped.
             out = torch.where(out >= 1, self.high, out).clamp_min_(self.low)
-        return ((out * 2 - 1) + 1) / 2 if self.snap else out
+        if not self.snap:
+            return out
+        out = out * 2 if out is points else out.mul_(2)
+        return out.sub_(1).add_(1).div_(2)
 
 
 IDENTITY = Normalisation(1.0, 0.0, -float("inf"), float("inf"))

@@ -171,10 +171,12 @@ def apply_per_ray(layer: HeadLayer, hidden: Tensor, blocks: Tensor, directions: 
     Returns:
         [..., O].
     """
-    # Products of per-ray numbers, so that autograd keeps no tensor as wide as the output; of views where they are wide.
+    # Products of per-ray numbers, so that autograd keeps no tensor as wide as the output; of views where they are wide,
+    # and added in place, so that there is one such tensor at a time.
     total = opacity.unsqueeze(-1)
-    constant = torch.cat([total, directions * total], -1)
+    constant = torch.cat([total, directions * total], -1).flatten(0, -2)
     out = constant @ torch.cat([layer.bias.unsqueeze(1), layer.direction], 1).T
     if layer.previous is not None:
-        out = out + hidden @ layer.previous.T
-    return out + blocks @ torch.cat(layer.blocks, 1).T
+        out = out.addmm_(hidden.flatten(0, -2), layer.previous.T)
+    out = out.addmm_(blocks.flatten(0, -2), torch.cat(layer.blocks, 1).T)
+    return out.view(*opacity.shape, out.shape[1])

@@ -12,11 +12,7 @@ from ponder_kernels import _check
 from ponder_kernels._constants import DEPTH_EPS, NORMAL_FLOOR
 from ponder_kernels._register import keeps_float32
 from ponder_kernels.render.chunk import (
-    DEPTH,
     IDENTITY,
-    NORMAL,
-    OPACITY,
-    OUTPUTS,
     Normalisation,
 )
 from ponder_kernels.render.heads import Head, SplitHead, apply_per_ray, collapse_head, split_head
@@ -195,24 +191,26 @@ def render_rays(
     sums = found[0].view(batch, count, found[0].shape[1])
     means = found[1] / _counts(targets, edges, hit, sample_at == "middle")
     samples = SampleOutputs(*(v.view(batch, count, *v.shape[1:]) for v in found[2:])) if per_sample else None
-    rendered = _outputs(split, sums, carried if carry else 0, directions)
-    depth = sums[..., DEPTH] / (sums[..., OPACITY] + DEPTH_EPS)
-    eikonal, free_space, band = means.unbind()
-    opacities, normal = sums[..., OPACITY], sums[..., NORMAL:OUTPUTS]
-    return RenderedRays(rendered, depth, opacities, normal, eikonal, free_space, band, samples)
+    return RenderedRays(*_pixels(split, sums, carried if carry else 0, directions), *means.unbind(), samples)
 
 
-def _outputs(heads: Sequence[SplitHead], sums: Tensor, carried: int, directions: Tensor) -> tuple[Tensor, ...]:
-    """[B, R, O] of every head, from composited outputs or, for a last layer per ray, what that layer reads.
+def _pixels(
+    heads: Sequence[SplitHead], sums: Tensor, carried: int, directions: Tensor
+) -> tuple[tuple[Tensor, ...], Tensor, Tensor, Tensor]:
+    """Heads [B, R, O], depth and opacity [B, R], normal [B, R, 3] from the sums along rays.
 
-    `carried` is the number of columns of the composited blocks, the last ones of `sums`.
+    A head is a composited output or, for a last layer per ray, what that layer reads; `carried` is the number of
+    columns of the composited blocks, the last ones of `sums`.
     """
     widths = [head.per_sample[-1].bias.shape[0] if head.per_sample else 0 for head in heads]
-    *composited, blocks = sums[..., OUTPUTS:].split([*widths, carried], -1)
-    return tuple(
-        value if head.per_ray is None else apply_per_ray(head.per_ray, value, blocks, directions, sums[..., OPACITY])
+    # One split: the derivative of a slice is as wide as all sums.
+    position, opacity, normal, *composited, blocks = sums.split([1, 1, 3, *widths, carried], -1)
+    opacity = opacity.squeeze(-1)
+    outputs = tuple(
+        value if head.per_ray is None else apply_per_ray(head.per_ray, value, blocks, directions, opacity)
         for head, value in zip(heads, composited, strict=True)
     )
+    return outputs, position.squeeze(-1) / (opacity + DEPTH_EPS), opacity, normal
 
 
 def _counts(targets: RayTargets | None, edges: Tensor, hit: Tensor | None, middles: bool) -> Tensor:

@@ -30,7 +30,7 @@ from ponder_kernels.render.chunk import (
 from ponder_kernels.render.fused import FusedRenderer
 from ponder_kernels.render.heads import Head, HeadLayer
 from ponder_kernels.sdf_field.chain import Chain, Layer, flatten
-from ponder_kernels.sdf_field.gather import VolumeGeometry, volume_rows
+from ponder_kernels.sdf_field.gather import VolumeGeometry, scene_of_rows, volume_rows
 from ponder_kernels.sdf_field.volumes import SplitVolume, VolumeGradient, split_volume
 
 INPUTS = (
@@ -135,7 +135,7 @@ class _Call(NamedTuple):
     def rays(self) -> Rays:
         """All rays of all scenes in one row."""
         batch, count = self.edges.shape[:2]
-        scene = torch.arange(batch, device=self.edges.device).repeat_interleave(count)
+        scene = scene_of_rows(batch, count, self.edges.device)
         rest = (self.ray_depth.reshape(-1), self.slope.reshape(-1), None if self.hit is None else self.hit.reshape(-1))
         edges = self.edges.reshape(batch * count, self.edges.shape[2])
         return Rays(self.origins.reshape(-1, 3), self.directions.reshape(-1, 3), edges, scene, *rest)

@@ -116,6 +116,11 @@ def volume_rows(volume: Tensor) -> Tensor:
     return volume.permute(0, 2, 3, 4, 1).reshape(-1, volume.shape[1])
 
 
+def scene_of_rows(batch: int, count: int, device: torch.device) -> Tensor:
+    """[batch * count] int64 scene number of each of `count` rows a scene; of a single scene it takes no memory."""
+    return torch.arange(batch, device=device)[:, None].expand(batch, count).reshape(-1)
+
+
 def find_corners(points: Tensor, scene: Tensor | None, geometry: VolumeGeometry) -> Corners:
     """Corners of points in the boxes of their scenes.
 

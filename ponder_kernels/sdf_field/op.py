@@ -29,7 +29,7 @@ from ponder_kernels.sdf_field.chain import (
     value_backward,
 )
 from ponder_kernels.sdf_field.fused import FusedField, FusedGradient, Points, fused_precision, specialisations
-from ponder_kernels.sdf_field.gather import PADDINGS, VolumeGeometry, volume_rows
+from ponder_kernels.sdf_field.gather import PADDINGS, VolumeGeometry, scene_of_rows, volume_rows
 from ponder_kernels.sdf_field.packed import batch_points
 from ponder_kernels.sdf_field.volumes import RowSums, SplitVolume, VolumeGradient, locate, split_volume
 
@@ -251,7 +251,7 @@ def sdf_field(
     used = fused_precision(backend, precision, chain, cast, points)
     rows = None if used is None else volume_rows(cast[0].detach()).contiguous()
     plan = _Plan(split, chain, with_points, gradient, count, rows, used)
-    scene = torch.arange(batch, device=points.device).repeat_interleave(count)
+    scene = scene_of_rows(batch, count, points.device)
     sdf, along = _SdfField.apply(plan, points.detach().reshape(-1, 3), scene, len(cast), *cast, *flatten(chain))
     if at is not None:
         return SdfField(sdf[at], along[at] if gradient else None)

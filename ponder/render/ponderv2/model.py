@@ -102,22 +102,23 @@ class SurfaceModel(nn.Module, ABC):
 
     def _images(self, rendered: RenderedRays, starts: Tensor) -> dict[str, Tensor]:
         """What the rays see."""
-        heads = iter(rendered.heads)
+        # Squeezed, not indexed: the derivative is a view then.
+        heads = (head.squeeze(0) for head in rendered.heads)
         images = {}
         if self.field.rgb_decoder is not None:
-            rgb = next(heads)[0]
+            rgb = next(heads)
             images["rgb"] = rgb if self.training else rgb.clamp(0.0, 1.0)
         if self.field.semantic_decoder is not None:
-            images["semantic"] = next(heads)[0]
+            images["semantic"] = next(heads)
         if self.field.feature_decoder is not None:
-            images["feature"] = next(heads)[0]
-        depth = rendered.depth[0][:, None]
+            images["feature"] = next(heads)
+        depth = rendered.depth.T
         if not self.parity.shared_depth_range:
             # Starts are sorted.
             depth = torch.clip(depth, starts[:, :1], starts[:, -1:])
         elif len(depth):
             depth = torch.clip(depth, starts.min(), starts.max())
-        return images | {"depth": depth, "normal": rendered.normal[0]}
+        return images | {"depth": depth, "normal": rendered.normal.squeeze(0)}
 
 
 def _samples(rendered: RenderedRays, sampled: SampledRays) -> dict[str, Tensor]:
@@ -126,9 +127,9 @@ def _samples(rendered: RenderedRays, sampled: SampledRays) -> dict[str, Tensor]:
     assert per_sample is not None
     first = sampled.initial_weights
     found = {
-        "weights": per_sample.weights[0][..., None],
-        "sdf": per_sample.sdf[0][..., None],
-        "gradients": per_sample.gradient[0],
+        "weights": per_sample.weights.squeeze(0)[..., None],
+        "sdf": per_sample.sdf.squeeze(0)[..., None],
+        "gradients": per_sample.gradient.squeeze(0),
         "z_vals": sampled.samples.starts[..., None],
         "sampled_points": sampled.samples.points(),
         "init_sampled_points": sampled.initial_points,

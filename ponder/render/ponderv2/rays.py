@@ -77,7 +77,7 @@ class RaySamples:
 
     def points(self) -> Tensor:
         """[R, S, 3] origin + direction * start."""
-        return self.rays.origins[:, None] + self.rays.directions[:, None] * self.starts[..., None]
+        return (self.rays.directions[:, None] * self.starts[..., None]).add_(self.rays.origins[:, None])
 
     def known_units(self) -> tuple[Tensor, TensorMap]:
         """`units` and `to_distance`; ValueError where they are unknown."""

@@ -18,7 +18,8 @@ def _masks(starts: Tensor, depth: Tensor, truncation: float) -> tuple[Tensor, Te
 
 
 def _count(mask: Tensor) -> Tensor:
-    return mask.sum().clamp(min=1.0)
+    # Unlike a sum of booleans it makes no integers of them first.
+    return mask.count_nonzero().clamp(min=1.0)
 
 
 class _SurfaceLosses(torch.autograd.Function):

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 # Entries of the largest temporary of a chunk of rays.
-CHUNK_ENTRIES = 1 << 20
+CHUNK_ENTRIES = 1 << 18
 
 # torch.nn.functional.normalize divides by at least this.
 NORM_FLOOR = 1e-12
