@@ -47,18 +47,21 @@ def sampler_alpha(sdf: Tensor, deltas: Tensor, inv_s: float) -> Tensor:
         deltas: [R, S - 1] distances between neighbours.
         inv_s: sharpness.
     """
-    slope = (sdf[:, 1:] - sdf[:, :-1]) / (deltas + SLOPE_EPS)
+    # In place where possible: the samples of all rays are here at once.
+    slope = (sdf[:, 1:] - sdf[:, :-1]).div_(deltas + SLOPE_EPS)
     previous = nn.functional.pad(slope[:, :-1], (1, 0))
-    change = torch.minimum(previous, slope).clip_(STEEPEST, 0.0) * deltas * 0.5
-    middle = (sdf[:, :-1] + sdf[:, 1:]) * 0.5
-    before, after = torch.sigmoid((middle - change) * inv_s), torch.sigmoid((middle + change) * inv_s)
-    return (before - after + NEUS_ALPHA_EPS) / (before + NEUS_ALPHA_EPS)
+    change = torch.minimum(previous, slope).clip_(STEEPEST, 0.0).mul_(deltas).mul_(0.5)
+    del slope, previous
+    middle = (sdf[:, :-1] + sdf[:, 1:]).mul_(0.5)
+    before = (middle - change).mul_(inv_s).sigmoid_()
+    after = middle.add_(change).mul_(inv_s).sigmoid_()
+    return (before - after).add_(NEUS_ALPHA_EPS).div_(before.add_(NEUS_ALPHA_EPS))
 
 
 def neus_weights(alpha: Tensor) -> Tensor:
     """``w_i = alpha_i prod_{j<i} (1 - alpha_j + 1e-7)``, [R, S]."""
-    factors = 1.0 - alpha[:, :-1] + TRANSMITTANCE_EPS
-    return alpha * nn.functional.pad(factors, (1, 0), value=1.0).cumprod(1)
+    factors = (1.0 - alpha[:, :-1]).add_(TRANSMITTANCE_EPS)
+    return nn.functional.pad(factors, (1, 0), value=1.0).cumprod_(1).mul_(alpha)
 
 
 def sum_before(terms: Tensor) -> Tensor:

@@ -95,13 +95,15 @@ class SpacedSampler(nn.Module):
         f_near, f_far = self.spacing(nears), self.spacing(fars)
 
         def to_distance(units: Tensor) -> Tensor:
-            return self.inverse(units * f_far + (1 - units) * f_near)
+            return self.inverse((1 - units).mul_(f_near).add_(units * f_far))
 
-        units = torch.linspace(0.0, 1.0, count + 1, dtype=nears.dtype, device=nears.device).expand(len(nears), -1)
+        units = torch.linspace(0.0, 1.0, count + 1, dtype=nears.dtype, device=nears.device)
         if self.jitter.stratified and self.training:
-            middle = (units[:, 1:] + units[:, :-1]) / 2.0
-            lower, upper = torch.cat((units[:, :1], middle), -1), torch.cat((middle, units[:, -1:]), -1)
-            units = lower + (upper - lower) * self.jitter.draw(nears, count + 1)
+            middle = (units[1:] + units[:-1]) / 2.0
+            lower, upper = torch.cat((units[:1], middle)), torch.cat((middle, units[-1:]))
+            units = ((upper - lower) * self.jitter.draw(nears, count + 1)).add_(lower)
+        else:
+            units = units.expand(len(nears), -1)
         return RaySamples(rays, to_distance(units), units, to_distance)
 
 
