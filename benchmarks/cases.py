@@ -33,6 +33,7 @@ class Sizes:
         rays: rays per camera; a whole image's for an image.
         rounds: how often each competitor is timed in a sitting.
         memory_rays: rays per camera at which peak memory is measured.
+        more_memory_rays: the same, where `memory.AT_MOST` allows; few rays of a lean renderer do not show.
         image: width and height of the image whose pixels are the rays; None: a training step.
     """
 
@@ -42,6 +43,7 @@ class Sizes:
     rays: int
     rounds: int
     memory_rays: tuple[int, ...] = ()
+    more_memory_rays: tuple[int, ...] = ()
     image: tuple[int, int] | None = None
 
     @property
@@ -115,7 +117,7 @@ def _camera() -> Config:
 
 INDOOR = {
     "full": Sizes((128, 32, 128, 128), 1, 5, 256, rounds=3, memory_rays=(64, 128, 256)),
-    "small": Sizes((128, 8, 24, 24), 1, 5, 16, rounds=2, memory_rays=(64, 160)),
+    "small": Sizes((128, 8, 24, 24), 1, 5, 16, rounds=2, memory_rays=(64, 160), more_memory_rays=(960,)),
     "tiny": Sizes((128, 4, 8, 8), 1, 2, 4, rounds=1, memory_rays=(8, 16)),
 }
 BATCH = {
@@ -125,7 +127,7 @@ BATCH = {
 }
 OUTDOOR = {
     "full": Sizes((32, 5, 180, 180), 1, 6, 512, rounds=3, memory_rays=(128, 256, 512)),
-    "small": Sizes((32, 5, 60, 60), 1, 6, 32, rounds=2, memory_rays=(96, 288)),
+    "small": Sizes((32, 5, 60, 60), 1, 6, 32, rounds=2, memory_rays=(96, 288), more_memory_rays=(1920,)),
     "tiny": Sizes((32, 3, 8, 8), 1, 2, 4, rounds=1, memory_rays=(8, 16)),
 }
 

@@ -24,6 +24,8 @@ from benchmarks.inputs import make_inputs
 # Of resource.getrusage: kilobytes on Linux, bytes on macOS.
 RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 CHILD_SECONDS = 300
+# Bytes that a step may take where its rays are many.
+AT_MOST = 3 << 30
 # Imported before the fork, for everybody: the drop-in's first step imports torch's compiler and Triton, 100 MB of them.
 PRELOAD = ["torch", "torch._dynamo", "triton", "benchmarks.memory"]
 
@@ -31,14 +33,24 @@ PRELOAD = ["torch", "torch._dynamo", "triton", "benchmarks.memory"]
 def peaks(case: str, competitor: str, sizes: Sizes, device: str) -> dict[int, int]:
     """Rays of one step -> peak bytes, at every number of rays per camera in `sizes.memory_rays`.
 
+    And at those in `sizes.more_memory_rays` where the slope so far promises less than AT_MOST.
+
     Raises:
         RuntimeError: a child that failed, or did not end.
     """
-    found = {}
-    for rays in sizes.memory_rays:
+    found: dict[int, int] = {}
+    for rays in (*sizes.memory_rays, *sizes.more_memory_rays):
         at = replace(sizes, rays=rays)
+        if rays in sizes.more_memory_rays and expected(found, at.all_rays) > AT_MOST:
+            break
         found[at.all_rays] = _on_gpu(case, competitor, at) if device == "cuda" else _in_child(case, competitor, at)
     return found
+
+
+def expected(found: Mapping[int, float], rays: int) -> float:
+    """Peak bytes at another number of rays, on the line through what was found."""
+    mean_rays, mean_peak = (sum(values) / len(found) for values in (found.keys(), found.values()))
+    return mean_peak + slope(found) * (rays - mean_rays)
 
 
 def slope(found: Mapping[int, float]) -> float:

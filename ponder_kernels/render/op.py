@@ -191,7 +191,9 @@ def render_rays(
     sums = found[0].view(batch, count, found[0].shape[1])
     means = found[1] / _counts(targets, edges, hit, sample_at == "middle")
     samples = SampleOutputs(*(v.view(batch, count, *v.shape[1:]) for v in found[2:])) if per_sample else None
-    return RenderedRays(*_pixels(split, sums, carried if carry else 0, directions), *means.unbind(), samples)
+    eikonal, free_space, band = means.unbind()
+    pixels = _pixels(split, sums, carried if carry else 0, directions)
+    return RenderedRays(*pixels, eikonal, free_space, band, samples)
 
 
 def _pixels(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -14,9 +16,10 @@ import pytest
 from matplotlib import image
 
 from benchmarks import report, tables
+from benchmarks.cases import RENDER_CASES
 from benchmarks.measure import spread
 from benchmarks.results_file import ResultError, load
-from benchmarks.suite import SITTINGS
+from benchmarks.suite import OPERATOR_SITTINGS, SITTINGS
 
 ROOT = Path(__file__).parents[2]
 MACHINE = {
@@ -172,6 +175,21 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     # Under xdist, which these options may ask for, pytest-benchmark measures nothing.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     return subprocess.run([sys.executable, "-m", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+def test_sittings_are_spread_over_the_run() -> None:
+    """Turn by turn one of every renderer case, those of an operator evenly in between; what ran alone comes once."""
+    done = run("pytest", "benchmarks", "--collect-only", "-q", "-m", "not gpu")
+    order = re.findall(r"::bench_(time|operator|saved|memory)\[(.*)-cpu-?(\d*)\]", done.stdout)
+    turns = [[name for kind, name, turn in order if (kind, turn) == ("time", str(k))] for k in range(SITTINGS["cpu"])]
+    assert all(turn == list(RENDER_CASES) for turn in turns)
+    assert [int(turn) for kind, _, turn in order if kind == "time"] == sorted([*range(SITTINGS["cpu"])] * len(turns[0]))
+    at = [number for number, (_, name, _) in enumerate(order) if name == "volume-sample"]
+    between = [sum(kind == "time" for kind, *_ in order[a:b]) for a, b in itertools.pairwise(at)]
+    assert len(at) == OPERATOR_SITTINGS * SITTINGS["cpu"]
+    assert set(between) <= {len(turns[0]) // OPERATOR_SITTINGS, len(turns[0]) // OPERATOR_SITTINGS + 1}
+    kinds = [kind for kind, *_ in order]
+    assert kinds.index("time") < kinds.index("saved") < kinds.index("memory") < 0.6 * len(kinds)
 
 
 def test_a_tiny_run_from_pytest_to_the_tables(tmp_path: Path) -> None:

@@ -190,6 +190,17 @@ def test_peak_memory_of_children() -> None:
     assert 1.2e6 < memory.slope(found) < 4e6
 
 
+def test_peak_memory_at_many_rays_where_it_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a ray of a lean renderer adds then stands out, and one that keeps everything does not fill the machine."""
+    per_ray = {"ponder": 10_000, "eager": 2_000_000}
+    monkeypatch.setattr(memory, "_in_child", lambda _, name, sizes: 300_000_000 + per_ray[name] * sizes.all_rays)
+    sizes = dataclasses.replace(RENDER_CASES["indoor"].sizes["small"], memory_rays=(64, 160), more_memory_rays=(960,))
+    lean = memory.peaks("indoor", "ponder", sizes, "cpu")
+    assert list(lean) == [320, 800, 4800] and memory.slope(lean) == pytest.approx(10_000)
+    assert memory.expected({320: lean[320], 800: lean[800]}, 4800) == pytest.approx(lean[4800])
+    assert list(memory.peaks("indoor", "eager", sizes, "cpu")) == [320, 800]
+
+
 def test_a_child_that_fails_is_no_number() -> None:
     sizes = RENDER_CASES["indoor"].sizes["tiny"]
     with pytest.raises(RuntimeError, match="memory of nobody in indoor: the process ended with 1"):
