@@ -117,17 +117,17 @@ def _camera() -> Config:
 
 INDOOR = {
     "full": Sizes((128, 32, 128, 128), 1, 5, 256, rounds=3, memory_rays=(64, 128, 256)),
-    "small": Sizes((128, 8, 24, 24), 1, 5, 16, rounds=2, memory_rays=(64, 160), more_memory_rays=(960,)),
+    "small": Sizes((128, 8, 24, 24), 1, 5, 16, rounds=1, memory_rays=(64, 160), more_memory_rays=(960,)),
     "tiny": Sizes((128, 4, 8, 8), 1, 2, 4, rounds=1, memory_rays=(8, 16)),
 }
 BATCH = {
     "full": Sizes((128, 32, 128, 128), 8, 5, 256, rounds=2),
-    "small": Sizes((128, 8, 32, 32), 8, 5, 2, rounds=2),
+    "small": Sizes((128, 8, 32, 32), 8, 5, 2, rounds=1),
     "tiny": Sizes((128, 4, 8, 8), 2, 2, 2, rounds=1),
 }
 OUTDOOR = {
     "full": Sizes((32, 5, 180, 180), 1, 6, 512, rounds=3, memory_rays=(128, 256, 512)),
-    "small": Sizes((32, 5, 60, 60), 1, 6, 32, rounds=2, memory_rays=(96, 288), more_memory_rays=(1920,)),
+    "small": Sizes((32, 5, 60, 60), 1, 6, 32, rounds=1, memory_rays=(96, 288), more_memory_rays=(1920,)),
     "tiny": Sizes((32, 3, 8, 8), 1, 2, 4, rounds=1, memory_rays=(8, 16)),
 }
 
@@ -138,7 +138,7 @@ def _image(volume: tuple[int, int, int, int], width: int, height: int, rounds: i
 
 IMAGE = {
     "full": _image((128, 32, 128, 128), 640, 480, rounds=1),
-    "small": _image((128, 8, 24, 24), 12, 10, rounds=3),
+    "small": _image((128, 8, 24, 24), 12, 10, rounds=2),
     "tiny": _image((128, 4, 8, 8), 4, 3, rounds=1),
 }
 CUBE = (0.0, 1.0)
@@ -209,7 +209,7 @@ class CompositeSizes:
 # Points of the indoor step's 1,280 rays; its 64 channels of geometry.
 SAMPLE = {
     "full": SampleSizes((64, 32, 128, 128), 1280 * 132, rounds=2),
-    "small": SampleSizes((64, 8, 32, 32), 16 * 132, rounds=5),
+    "small": SampleSizes((64, 8, 32, 32), 16 * 132, rounds=4),
     "tiny": SampleSizes((16, 4, 8, 8), 64, rounds=1),
 }
 # What an indoor ray sums: the 131 inputs of the semantic decoder.

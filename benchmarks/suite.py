@@ -25,9 +25,9 @@ DEVICES = ("cpu", pytest.param("cuda", marks=pytest.mark.gpu))
 SIZE_OF = {"cpu": "small", "cuda": "full"}
 # A case is timed in as many sittings, spread over the run: what a shared machine's neighbours leave of a core changes
 # from one second to the next, and rounds that follow one another all see the same.
-SITTINGS = {"cpu": 10, "cuda": 5}
+SITTINGS = {"cpu": 16, "cuda": 5}
 # Sittings of a single operator, which are short, for each of a renderer's.
-OPERATOR_SITTINGS = 3
+OPERATOR_SITTINGS = 2
 
 
 def sittings(times: int = 1) -> list[Any]:
