@@ -28,4 +28,5 @@ def bench_operator(name: str, device: str, sitting: int, suite: Suite, benchmark
         errors = agreement.check(contenders, TRUTH, agreement.FLOAT32[device])
         return Timing(Rounds(contenders, torch.device(device), suite.patience), errors, absent, operator.work(sizes))
 
-    suite.sit(benchmark, About(name, operator.title, sizes.label, device), sizes.rounds, prepare)
+    about = About(name, operator.title, sizes.label, device)
+    suite.sit(benchmark, about, sitting // OPERATOR_SITTINGS, sizes.rounds, prepare)

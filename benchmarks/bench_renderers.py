@@ -55,7 +55,7 @@ def bench_time(name: str, device: str, sitting: int, suite: Suite, benchmark: An
     case = RENDER_CASES[name]
     sizes = suite.sizes(case.sizes, device)
     about = About(name, case.title, sizes.label, device)
-    suite.sit(benchmark, about, sizes.rounds, lambda: prepare(case, sizes, suite, device))
+    suite.sit(benchmark, about, sitting, sizes.rounds, lambda: prepare(case, sizes, suite, device))
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.cases import RENDER_CASES, SIZES
 from benchmarks.keep_memory import keep_memory
 from benchmarks.stolen import Patience
-from benchmarks.suite import OPERATOR_SITTINGS, PATIENCE_SECONDS, Suite
+from benchmarks.suite import MORE_SECONDS, OPERATOR_SITTINGS, PATIENCE_SECONDS, Suite
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -26,6 +26,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--bench-patience", type=float, metavar="SECONDS", default=PATIENCE_SECONDS,
         help="time for rounds that are run again since the host of a virtual machine took time away",
+    )  # fmt: skip
+    group.addoption(
+        "--bench-seconds", type=float, metavar="SECONDS", default=MORE_SECONDS,
+        help="time from the beginning in which cases are timed again and again",
     )  # fmt: skip
     group.addoption("--bench-competitors", type=_names, metavar="NAME,NAME", help="time only these renderers")
     group.addoption("--bench-lines", type=Path, metavar="FILE", help="add every result to FILE as soon as it exists")
@@ -79,7 +83,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def suite(pytestconfig: pytest.Config) -> Suite:
     """What the command line asks for."""
     chosen = (pytestconfig.getoption(f"--bench-{name}") for name in ("size", "rounds", "competitors", "lines"))
-    return Suite(*chosen, patience=Patience(pytestconfig.getoption("--bench-patience")))
+    patience, seconds = (pytestconfig.getoption(f"--bench-{name}") for name in ("patience", "seconds"))
+    return Suite(*chosen, patience=Patience(patience), seconds=seconds)
 
 
 @pytest.fixture(autouse=True)

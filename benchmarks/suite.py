@@ -6,6 +6,7 @@ import copy
 import functools
 import gc
 import json
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,16 +27,19 @@ SIZE_OF = {"cpu": "small", "cuda": "full"}
 # A case is timed in as many sittings, spread over the run: what a shared machine's neighbours leave of a core changes
 # from one second to the next, and rounds that follow one another all see the same.
 SITTINGS = {"cpu": 16, "cuda": 5}
+# And in so many more where there is time: they begin within the run's first MORE_SECONDS.
+MORE_SITTINGS = {"cpu": 16, "cuda": 0}
+MORE_SECONDS = 400.0
 # Sittings of a single operator, which are short, for each of a renderer's.
 OPERATOR_SITTINGS = 2
 
 
 def sittings(times: int = 1) -> list[Any]:
-    """Parameters (device, sitting): `times` those of SITTINGS."""
+    """Parameters (device, sitting): `times` those of SITTINGS and MORE_SITTINGS."""
     return [
         pytest.param(device, number, marks=[pytest.mark.gpu] if device == "cuda" else [])
         for device, count in SITTINGS.items()
-        for number in range(count * times)
+        for number in range((count + MORE_SITTINGS[device]) * times)
     ]
 
 
@@ -90,6 +94,8 @@ class Suite:
         lines: file to which every result is added as a line of JSON as soon as it exists.
         timings: (case, device) -> what was timed in earlier sittings.
         patience: with rounds that the host disturbs.
+        seconds: from the beginning of the run in which sittings beyond SITTINGS begin.
+        begun: when that was, on the monotonic clock.
     """
 
     size: str | None = None
@@ -98,6 +104,8 @@ class Suite:
     lines: Path | None = None
     timings: dict[tuple[str, str], Timing] = field(default_factory=dict)
     patience: Patience = field(default_factory=lambda: Patience(0))
+    seconds: float = MORE_SECONDS
+    begun: float = field(default_factory=time.monotonic)
 
     def sizes(self, of: Mapping[str, Size], device: str) -> Size:
         """Those of a case on a device."""
@@ -109,15 +117,18 @@ class Suite:
             return "not asked for"
         return refusal
 
-    def sit(self, benchmark: Any, about: About, rounds: int, prepare: Callable[[], Timing]) -> None:
-        """One sitting of a case, and the record of all so far.
+    def sit(self, benchmark: Any, about: About, turn: int, rounds: int, prepare: Callable[[], Timing]) -> None:
+        """One sitting of a case, and the record of all so far; skipped if it is one too many for the time there is.
 
         Args:
             benchmark: pytest-benchmark's fixture.
             about: the case.
+            turn: number of sittings that every case has had.
             rounds: in this sitting, unless the command line says otherwise.
             prepare: what the first sitting begins with.
         """
+        if turn >= SITTINGS[about.device] and time.monotonic() - self.begun >= self.seconds:
+            pytest.skip(f"{self.seconds:g} s are over: {turn} sittings are enough")
         key = (about.case, about.device)
         if key not in self.timings:
             self.timings[key] = prepare()

@@ -19,7 +19,7 @@ from benchmarks import report, tables
 from benchmarks.cases import RENDER_CASES
 from benchmarks.measure import spread
 from benchmarks.results_file import ResultError, load
-from benchmarks.suite import OPERATOR_SITTINGS, SITTINGS
+from benchmarks.suite import MORE_SITTINGS, OPERATOR_SITTINGS, SITTINGS
 
 ROOT = Path(__file__).parents[2]
 MACHINE = {
@@ -181,12 +181,13 @@ def test_sittings_are_spread_over_the_run() -> None:
     """Turn by turn one of every renderer case, those of an operator evenly in between; what ran alone comes once."""
     done = run("pytest", "benchmarks", "--collect-only", "-q", "-m", "not gpu")
     order = re.findall(r"::bench_(time|operator|saved|memory)\[(.*)-cpu-?(\d*)\]", done.stdout)
-    turns = [[name for kind, name, turn in order if (kind, turn) == ("time", str(k))] for k in range(SITTINGS["cpu"])]
+    count = SITTINGS["cpu"] + MORE_SITTINGS["cpu"]
+    turns = [[name for kind, name, turn in order if (kind, turn) == ("time", str(k))] for k in range(count)]
     assert all(turn == list(RENDER_CASES) for turn in turns)
-    assert [int(turn) for kind, _, turn in order if kind == "time"] == sorted([*range(SITTINGS["cpu"])] * len(turns[0]))
+    assert [int(turn) for kind, _, turn in order if kind == "time"] == sorted([*range(count)] * len(turns[0]))
     at = [number for number, (_, name, _) in enumerate(order) if name == "volume-sample"]
     between = [sum(kind == "time" for kind, *_ in order[a:b]) for a, b in itertools.pairwise(at)]
-    assert len(at) == OPERATOR_SITTINGS * SITTINGS["cpu"]
+    assert len(at) == OPERATOR_SITTINGS * count
     assert set(between) <= {len(turns[0]) // OPERATOR_SITTINGS, len(turns[0]) // OPERATOR_SITTINGS + 1}
     kinds = [kind for kind, *_ in order]
     assert kinds.index("time") < kinds.index("saved") < kinds.index("memory") < 0.6 * len(kinds)
@@ -196,7 +197,8 @@ def test_a_tiny_run_from_pytest_to_the_tables(tmp_path: Path) -> None:
     path = tmp_path / "tiny.json"
     done = run(
         "pytest", "benchmarks", "-q", "-m", "not gpu", "-k", "composite or (outdoor-cpu and not memory)",
-        "--bench-size", "tiny", "--bench-rounds", "2", "--bench-patience", "0", "--bench-competitors", "ponder,eager",
+        "--bench-size", "tiny", "--bench-rounds", "2", "--bench-patience", "0", "--bench-seconds", "0",
+        "--bench-competitors", "ponder,eager",
         f"--benchmark-json={path}", f"--bench-lines={tmp_path / 'tiny.jsonl'}",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
