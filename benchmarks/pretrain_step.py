@@ -28,6 +28,7 @@ from benchmarks.pretrain_case import BACKBONES, CASE, RENDERERS, Setting, build,
 from benchmarks.provenance import provenance
 from ponder.models.ponderv2.dense_volume import points_to_volume
 from ponder.models.ponderv2.indoor import PonderIndoor
+from ponder.render.memory import keep_at_most
 
 # Losses of two renderers on the same rays; a sample on the border of two voxels takes the slope of either.
 AGREEMENT = 0.05
@@ -41,6 +42,7 @@ class Step:
     """
 
     def __init__(self, model: PonderIndoor, batch: dict[str, Any], setting: Setting) -> None:
+        keep_at_most(0)  # as in training
         self.model, self.batch, self.setting = model, batch, setting
         self.optimiser = torch.optim.SGD(model.parameters(), 0.0, momentum=0.9, nesterov=True, weight_decay=1e-4)
         self.made: dict[str, Any] = {}

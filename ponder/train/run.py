@@ -14,6 +14,7 @@ from rich.console import Console
 
 from ponder.data.sources import load_scenes
 from ponder.models.pretrainer import PonderModel, voxelise
+from ponder.render.memory import keep_at_most
 from ponder.tasks.view_synthesis import ViewMetrics, evaluate_views, summarise
 from ponder.train.checkpoint import CheckpointError, load_weights, read_checkpoint, save_checkpoint
 from ponder.train.config import ConfigError, TrainConfig, differences, to_dict
@@ -107,8 +108,9 @@ class Run:
         return summarise(found)
 
     def train(self) -> None:
-        """Run the remaining steps."""
+        """Run the remaining steps. Memory of volumes' gradients is not kept: the networks need it."""
         config, state = self.config, self.progress
+        keep_at_most(0)
         recorder = Recorder(self.folder, state.step)
         self.model.train()
         try:

@@ -5,22 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from ponder_kernels.memory import spare_zeros
 from ponder_kernels.sdf_field.gather import Corners, Scatter, VolumeGeometry, find_corners, gather_rows, volume_rows
-
-
-def lazy_zeros(like: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Zeros of the type of `like`, on a CPU without writing them.
-
-    The pages are mapped when they are first touched: rays reach a small part of a volume, and clearing the gradient of
-    the rest takes longer than many rays do.
-    """
-    if like.device.type != "cpu":
-        return like.new_zeros(shape)
-    return torch.from_numpy(np.zeros(shape, np.float64 if like.dtype == torch.float64 else np.float32))
 
 
 class RowView(NamedTuple):
@@ -86,7 +75,7 @@ class VolumeGradient:
         self.volume = volume
         like = volume.first.rows
         batch, depth, height, width = volume.geometry.shape
-        self.rows = lazy_zeros(like, (batch * depth * height * width, volume.channels))
+        self.rows = spare_zeros(like, (batch * depth * height * width, volume.channels))
 
     def add(self, part: RowSums) -> None:
         """Add to some voxels."""

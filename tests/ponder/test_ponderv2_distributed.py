@@ -119,18 +119,24 @@ def test_gradients_of_parts_are_exchanged_once(found: Found) -> None:
 
 
 def test_gradients_of_the_indoor_model_are_those_of_one_process(found: Found) -> None:
-    """In float64, where rounding hides nothing; those in float32 are as near to it as float32 is."""
-    truth = indoor(World(), double=True)
+    """In float64, where rounding hides nothing; those in float32 are as near to it as one process' are.
+
+    How far that is depends on the processor, whose products are summed in other orders: 0.8e-6 to 1.1e-6.
+    """
+    truth, alone = indoor(World(), double=True), indoor(World())
     assert len(truth["gradients"]) > 10
+
+    def error(gradients: dict[str, torch.Tensor], name: str) -> float:
+        return float((gradients[name].double() - truth["gradients"][name]).abs().max())
+
     for rank in found:
-        for case, bound in (("indoor in float64", 1e-10), ("indoor", RTOL)):
+        for case in ("indoor in float64", "indoor"):
             assert rank[case]["loss"] == pytest.approx(truth["loss"], rel=RTOL)  # reported in float32
             assert rank[case]["gradients"].keys() == truth["gradients"].keys()
-            for name, gradient in truth["gradients"].items():
-                value = rank[case]["gradients"][name].double()
-                torch.testing.assert_close(
-                    value, gradient, rtol=bound, atol=bound, msg=lambda text, n=name: f"{n}: {text}"
-                )
+        for name, gradient in truth["gradients"].items():
+            exact = rank["indoor in float64"]["gradients"][name]
+            torch.testing.assert_close(exact, gradient, rtol=1e-10, atol=1e-10, msg=lambda text, n=name: f"{n}: {text}")
+            assert error(rank["indoor"]["gradients"], name) <= max(ATOL, 2 * error(alone["gradients"], name)), name
 
 
 def test_all_ranks_skip_what_one_cannot_use(found: Found) -> None:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, NoReturn, Protocol
 import torch
 from rich.console import Console
 
+from ponder.render.memory import keep_at_most
 from ponder.train.checkpoint import CheckpointError, load_weights
 from ponder.train.ponderv2 import state
 from ponder.train.ponderv2.distributed import PeerError, mean_over_ranks, share_buffers
@@ -109,13 +110,14 @@ class Trainer:
         return len(self.batches) * self.settings.epochs
 
     def train(self) -> None:
-        """Run the remaining steps.
+        """Run the remaining steps. Memory of volumes' gradients is not kept: the networks need it.
 
         Raises:
             TrainingError: too many non-finite steps in a row.
             Stopped: asked to stop; the state is saved.
             PeerError: another rank was lost; rank 0 has saved the state of the last finished step.
         """
+        keep_at_most(0)
         if self.learner.world.is_main:
             self._recorder = Recorder(self.folder, self.progress.step)
         try:
