@@ -28,8 +28,8 @@ SIZE_OF = {"cpu": "small", "cuda": "full"}
 # from one second to the next, and rounds that follow one another all see the same.
 SITTINGS = {"cpu": 16, "cuda": 5}
 # And in so many more where there is time: they begin within the run's first MORE_SECONDS.
-MORE_SITTINGS = {"cpu": 16, "cuda": 0}
-MORE_SECONDS = 400.0
+MORE_SITTINGS = {"cpu": 32, "cuda": 0}
+MORE_SECONDS = 500.0
 # Sittings of a single operator, which are short, for each of a renderer's.
 OPERATOR_SITTINGS = 2
 
