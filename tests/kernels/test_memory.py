@@ -85,7 +85,8 @@ def test_small_ones_are_left_to_malloc(spare: Spare) -> None:
 
 
 @pytest.mark.parametrize("missing", ["MADV_FREE", "MADV_HUGEPAGE", "MAP_PRIVATE"])
-def test_systems_without_advice(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_systems_without_advice(missing: str, spare: Spare, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The memory is kept all the same; an error while it comes back would only be printed."""
     monkeypatch.delattr(memory.mmap, missing, raising=False)
     if missing == "MAP_PRIVATE":
         # Such systems have none of them.
@@ -96,6 +97,7 @@ def test_systems_without_advice(missing: str, monkeypatch: pytest.MonkeyPatch) -
         assert not tensor.any()
         tensor.fill_(1.0)
         del tensor
+        assert len(spare.blocks) == 1
 
 
 def test_a_step_finds_the_gradient_that_the_last_one_dropped() -> None:
