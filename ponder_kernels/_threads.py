@@ -51,19 +51,24 @@ def even_parts(count: int, most: int) -> list[slice]:
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
-def for_each_in_order(
-    function: Callable[[Item], Result], items: Sequence[Item], use: Callable[[Result], object], device: torch.device
+def for_each(
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    device: torch.device,
+    use: Callable[[Result], object] | None = None,
 ) -> None:
-    """`use` of `function` of every item; on a CPU the items are shared by as many threads as torch uses.
+    """`function` of every item, and `use` of what it returns; on a CPU as many threads as torch uses share the items.
 
-    `use` sees the results in the order of the items, one at a time. Few of them wait: one for each thread and one more.
-    Nothing is recorded by autograd.
+    `use` sees the results in the order of the items, one at a time, on the thread that made them and before it makes
+    another: they may lie in that thread's buffers. Nothing is recorded by autograd.
     """
     threads = min(torch.get_num_threads(), MAX_THREADS, len(items)) if device.type == "cpu" else 1
     if threads < 2:
         with torch.no_grad():
             for item in items:
-                use(function(item))
+                result = function(item)
+                if use is not None:
+                    use(result)
         return
     line = _Line(function, use)
     pool, waiting = _pool(threads), deque[Future[None]]()
@@ -76,6 +81,7 @@ def for_each_in_order(
             waiting.popleft().result()
     finally:
         # After an error nothing goes on writing into the caller's tensors.
+        line.end()
         for future in waiting:
             future.cancel()
         for future in waiting:
@@ -84,37 +90,42 @@ def for_each_in_order(
 
 
 class _Line(Generic[Item, Result]):
-    """Results in the order of their numbers; whoever brings the next one uses it and those that waited for it.
+    """Results in the order of their numbers, each used by the thread that made it when its turn has come.
 
     The caller's thread only waits: its operations would be split, and compete with the chunks.
     """
 
-    def __init__(self, function: Callable[[Item], Result], use: Callable[[Result], object]) -> None:
+    def __init__(self, function: Callable[[Item], Result], use: Callable[[Result], object] | None) -> None:
         self._function, self._use = function, use
         # Modes of autograd belong to a thread; inference tensors can be written in inference mode only.
         self._inference = torch.is_inference_mode_enabled()
-        self._lock, self._ready, self._next, self._busy = threading.Lock(), dict[int, Result](), 0, False
+        self._turn, self._next, self._ended = threading.Condition(), 0, False
 
     def run(self, number: int, item: Item) -> None:
-        """Compute one result."""
-        with torch.inference_mode() if self._inference else torch.no_grad():
-            result = self._function(item)
-            with self._lock:
-                self._ready[number] = result
-                if self._busy:
-                    return
-                self._busy = True
-            self._use_ready()
+        """Compute and use one result."""
+        try:
+            with torch.inference_mode() if self._inference else torch.no_grad():
+                result = self._function(item)
+                if self._use is not None and self._wait_for(number):
+                    self._use(result)
+        except BaseException:
+            self.end()
+            raise
+        with self._turn:
+            self._next += 1
+            self._turn.notify_all()
 
-    def _use_ready(self) -> None:
-        while True:
-            with self._lock:
-                if self._next not in self._ready:
-                    self._busy = False
-                    return
-                result = self._ready.pop(self._next)
-                self._next += 1
-            self._use(result)
+    def _wait_for(self, number: int) -> bool:
+        """Whether there is still a turn for it."""
+        with self._turn:
+            self._turn.wait_for(lambda: self._next == number or self._ended)
+            return not self._ended
+
+    def end(self) -> None:
+        """From now on nobody waits and nothing is used."""
+        with self._turn:
+            self._ended = True
+            self._turn.notify_all()
 
 
 @contextlib.contextmanager

@@ -33,7 +33,7 @@ from ponder_kernels.sdf_field.chain import (
     input_gradient,
     map_tensors,
 )
-from ponder_kernels.sdf_field.volumes import RowSums, Samples, SplitVolume, locate
+from ponder_kernels.sdf_field.volumes import Growth, Samples, SplitVolume, locate
 
 # Per-ray sums that every call makes: position along the ray, opacity, unit normal.
 DEPTH, OPACITY, NORMAL, OUTPUTS = 0, 1, 2, 5
@@ -247,7 +247,7 @@ IDENTITY = Normalisation(1.0, 0.0, -float("inf"), float("inf"))
 class ChunkBar(NamedTuple):
     """One chunk's derivatives: by the volumes, by the decoders' weights in the shapes of `Field`, by sharpness."""
 
-    volumes: list[RowSums]
+    volumes: list[Growth]
     sdf: Chain
     heads: tuple[Head, ...]
     sharpness: Tensor

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ponder_kernels._register import register
-from ponder_kernels._threads import PerThread, even_parts, for_each_in_order
+from ponder_kernels._threads import PerThread, even_parts, for_each
 from ponder_kernels.render.chunk import (
     LOSS_SUMS,
     OUTPUTS,
@@ -198,22 +198,23 @@ def render_sums(*arguments: Any) -> tuple[Tensor, ...]:
     """Per-ray sums [B R, *], summed loss terms [3], weights and sdf [B R, S], gradient [B R, S, 3]."""
     call = _Call(*arguments)
     sums, losses, weights, sdf, gradient = _fake_sums(*arguments)
-    losses.zero_()
     rays = call.rays()
     if call.precision:
         fused = call.fused(rays)
+        losses.zero_()
         for part in fused.chunks(call.chunk_bytes):
             loss, weights[part] = fused.forward(part, sums[part], sdf[part], gradient[part])
             losses += loss
         return sums, losses, weights, sdf, gradient
-    renderers = call.renderers()
+    renderers, chunks = call.renderers(), call.chunks(sdf.shape[0])
+    partial = losses.new_empty(len(chunks), LOSS_SUMS)
 
-    def render(part: slice) -> Tensor:
-        loss, weights[part], sdf[part], gradient[part] = renderers.value.forward(rays.part(part), sums[part])
-        return loss
+    def render(chunk: tuple[int, slice]) -> None:
+        number, part = chunk
+        partial[number], weights[part], sdf[part], gradient[part] = renderers.value.forward(rays.part(part), sums[part])
 
-    for_each_in_order(render, call.chunks(sdf.shape[0]), losses.add_, sdf.device)
-    return sums, losses, weights, sdf, gradient
+    for_each(render, list(enumerate(chunks)), sdf.device)
+    return sums, partial.sum(0), weights, sdf, gradient
 
 
 def _fake_gradients(*arguments: Any) -> tuple[list[Tensor], list[Tensor], Tensor]:
@@ -268,7 +269,7 @@ def _torch_gradients(
             total.add(part)
         torch._foreach_add_(weights, flatten((found.sdf, found.heads, found.sharpness)))
 
-    for_each_in_order(backward, call.chunks(sdf.shape[0]), add, sdf.device)
+    for_each(backward, call.chunks(sdf.shape[0]), sdf.device, use=add)
     return [g.as_volume() for g in gradients], sharpness
 
 

@@ -8,7 +8,9 @@ atomics: the sum of every row is taken in one fixed order, so the result does no
 from __future__ import annotations
 
 import functools
+import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +19,8 @@ from torch import Tensor
 PADDINGS = ("zeros", "border")
 # Row numbers of half volumes, twice as many, still fit 32 bits below this.
 _INT32_ROWS = 1 << 30
+# Sums of so many rows at a time are still in the cache when they are added to the volume's gradient.
+BLOCK_ROWS = 4096
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,7 +181,34 @@ class Scatter:
 
     def sums(self, weight: Tensor, values: Tensor) -> Tensor:
         """Sums that belong to `self.rows`: weight [M, 8], values [M, C] -> [number of distinct rows, C]."""
-        ordered = weight.reshape(-1).index_select(0, self._order)
-        return torch.nn.functional.embedding_bag(
-            self._samples, values, self._offsets, per_sample_weights=ordered, mode="sum"
-        )
+        return _bag_sums(values, self._samples, self._offsets, self._ordered(weight))
+
+    def blocks(self, *terms: tuple[Tensor, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Some rows at a time: their numbers [n] and, over all terms, the sums [n, C] that belong to them.
+
+        Args:
+            terms: weight [M, 8] and values [M, *] each; C is the first one's, others may have fewer columns.
+        """
+        ordered = [(values, self._ordered(weight)) for weight, values in terms]
+        for rows, entries in self._parts():
+            samples, offsets = self._samples[entries], self._offsets[rows] - entries.start
+            sums, *rest = (_bag_sums(values, samples, offsets, weight[entries]) for values, weight in ordered)
+            for more in rest:
+                sums[:, : more.shape[1]].add_(more)
+            yield self.rows[rows], sums
+
+    def _ordered(self, weight: Tensor) -> Tensor:
+        return weight.reshape(-1).index_select(0, self._order)
+
+    def _parts(self) -> Iterator[tuple[slice, slice]]:
+        """Distinct rows, and the entries of their bags."""
+        count = self.rows.numel()
+        # In one part on a GPU: where others begin would have to be waited for.
+        on_cpu = self.rows.device.type == "cpu"
+        size, starts = (BLOCK_ROWS, self._offsets[::BLOCK_ROWS].tolist()) if on_cpu else (count, [0])
+        for number, entries in enumerate(itertools.pairwise([*starts, self._order.numel()])):
+            yield slice(number * size, min((number + 1) * size, count)), slice(*entries)
+
+
+def _bag_sums(values: Tensor, samples: Tensor, offsets: Tensor, weight: Tensor) -> Tensor:
+    return torch.nn.functional.embedding_bag(samples, values, offsets, per_sample_weights=weight, mode="sum")

@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from ponder_kernels import _check
 from ponder_kernels._register import keeps_float32
-from ponder_kernels._threads import PerThread, even_parts, for_each_in_order
+from ponder_kernels._threads import PerThread, even_parts, for_each
 from ponder_kernels._workspace import Workspace
 from ponder_kernels.sdf_field.chain import (
     Chain,
@@ -31,7 +31,7 @@ from ponder_kernels.sdf_field.chain import (
 from ponder_kernels.sdf_field.fused import FusedField, FusedGradient, Points, fused_precision, specialisations
 from ponder_kernels.sdf_field.gather import PADDINGS, VolumeGeometry, scene_of_rows, volume_rows
 from ponder_kernels.sdf_field.packed import batch_points
-from ponder_kernels.sdf_field.volumes import RowSums, SplitVolume, VolumeGradient, locate, split_volume
+from ponder_kernels.sdf_field.volumes import Growth, SplitVolume, VolumeGradient, locate, split_volume
 
 # Points evaluated at once: enough that the time of small operations does not show, few enough for caches.
 POINTS_AT_ONCE = 8192
@@ -101,7 +101,7 @@ class _SdfField(torch.autograd.Function):
             if found[1] is not None:
                 gradient[part] = found[1]
 
-        for_each_in_order(run, even_parts(points.shape[0], POINTS_AT_ONCE), lambda _: None, points.device)
+        for_each(run, even_parts(points.shape[0], POINTS_AT_ONCE), points.device)
         return sdf, gradient
 
     @staticmethod
@@ -120,16 +120,16 @@ class _SdfField(torch.autograd.Function):
         volumes = [VolumeGradient(v) for v in plan.volumes]
         workspaces = PerThread(lambda: Workspace(points))
 
-        def run(part: slice) -> tuple[list[RowSums], Chain]:
+        def run(part: slice) -> tuple[list[Growth], Chain]:
             bars = sdf_bar[part], gradient_bar[part]
             return _backward(plan, chain, points[part], scene[part], bars, workspaces.value)
 
-        def add(found: tuple[list[RowSums], Chain]) -> None:
+        def add(found: tuple[list[Growth], Chain]) -> None:
             for volume, part in zip(volumes, found[0], strict=True):
                 volume.add(part)
             torch._foreach_add_(flatten(out), flatten(found[1]))
 
-        for_each_in_order(run, even_parts(points.shape[0], POINTS_AT_ONCE), add, points.device)
+        for_each(run, even_parts(points.shape[0], POINTS_AT_ONCE), points.device, use=add)
         grads = [g.as_volume() if need else None for g, need in zip(volumes, needs, strict=False)]
         return None, None, None, None, *grads, *flatten(out)
 
@@ -149,7 +149,7 @@ def _forward(plan: _Plan, chain: Chain, points: Tensor, scene: Tensor, work: Wor
 
 def _backward(
     plan: _Plan, chain: Chain, points: Tensor, scene: Tensor, bars: tuple[Tensor, Tensor], work: Workspace
-) -> tuple[list[RowSums], Chain]:
+) -> tuple[list[Growth], Chain]:
     """Derivatives by the volumes and the decoder, given those by sdf [M] and its gradient [M, 3]."""
     out: Chain = map_tensors(chain, torch.zeros_like)
     samples = locate(plan.volumes, points, scene)

@@ -61,11 +61,16 @@ def split_volume(volume: Tensor, sdf_channels: int, geometry: VolumeGeometry) ->
     return SplitVolume(RowView(first, 1, 0), RowView(second, 1, 0), None, geometry)
 
 
-class RowSums(NamedTuple):
-    """Derivatives by some voxels: their numbers [n] and sums [n, *], of all channels or of the SDF's only."""
+class Growth(NamedTuple):
+    """What the gradient of a volume grows by, not summed yet: values of M samples and which voxels they go to.
 
-    rows: Tensor
-    sums: Tensor
+    Attributes:
+        scatter: the samples' voxels.
+        terms: weight [M, 8] and values [M, *] each, of all channels or of the SDF's only; the first is the widest.
+    """
+
+    scatter: Scatter
+    terms: tuple[tuple[Tensor, Tensor], ...]
 
 
 class VolumeGradient:
@@ -77,16 +82,20 @@ class VolumeGradient:
         batch, depth, height, width = volume.geometry.shape
         self.rows = spare_zeros(like, (batch * depth * height * width, volume.channels))
 
-    def add(self, part: RowSums) -> None:
+    def add(self, part: Growth) -> None:
         """Add to some voxels."""
-        width, channels = part.sums.shape[1], self.rows.shape[1]
+        for rows, sums in part.scatter.blocks(*part.terms):
+            self._add(rows.long(), sums)  # index_add_ is slower with int32
+
+    def _add(self, rows: Tensor, sums: Tensor) -> None:
+        width, channels = sums.shape[1], self.rows.shape[1]
         if width == channels:
-            self.rows.index_add_(0, part.rows, part.sums)
+            self.rows.index_add_(0, rows, sums)
         elif channels == 2 * width:
             # index_add_ is fast on contiguous rows only.
-            self.rows.view(-1, width).index_add_(0, part.rows * 2, part.sums)
+            self.rows.view(-1, width).index_add_(0, rows * 2, sums)
         else:
-            self.rows[:, :width].index_add_(0, part.rows, part.sums)
+            self.rows[:, :width].index_add_(0, rows, sums)
 
     def as_volume(self) -> Tensor:
         """[B, C, D, H, W], channels last."""
@@ -141,7 +150,7 @@ class Samples(NamedTuple):
 
     def scatter(
         self, volumes: Sequence[SplitVolume], features_bar: Tensor, by_features: Tensor, along: Sequence[Tensor]
-    ) -> list[RowSums]:
+    ) -> list[Growth]:
         """What the volumes' gradients grow by: derivatives by the features, and those by `slopes`.
 
         Args:
@@ -156,15 +165,12 @@ class Samples(NamedTuple):
         start, other = 0, by_features.shape[1]
         found = []
         for corners, weight, width, rest in zip(self.corners, along, firsts, seconds, strict=True):
-            scatter = Scatter(corners.rows)
             rest = rest if more else 0
-            if len(volumes) == 1 and features_bar.shape[1] == width + rest:
-                sums = scatter.sums(corners.weight, features_bar)
-            else:
-                values = features_bar[:, start : start + width], features_bar[:, other : other + rest]
-                sums = scatter.sums(corners.weight, torch.cat(values, 1))
-            sums[:, :width].add_(scatter.sums(weight, by_features[:, start : start + width]))
-            found.append(RowSums(scatter.rows.long(), sums))  # index_add_ is slower with int32
+            values = features_bar
+            if len(volumes) > 1 or features_bar.shape[1] != width + rest:
+                values = torch.cat([values[:, start : start + width], values[:, other : other + rest]], 1)
+            slopes = by_features[:, start : start + width]
+            found.append(Growth(Scatter(corners.rows), ((corners.weight, values), (weight, slopes))))
             start, other = start + width, other + rest
         return found
 

@@ -7,6 +7,7 @@ import torch
 
 from ponder_kernels import sdf_field
 from ponder_kernels.render.reference import run_chain
+from ponder_kernels.sdf_field import gather
 from ponder_kernels.sdf_field.chain import flatten, log_sigmoid
 from ponder_kernels.sdf_field.gather import Scatter, VolumeGeometry, find_corners, gather_rows, volume_rows
 from ponder_kernels.sdf_field.weights import softplus
@@ -108,6 +109,25 @@ def test_scatter_is_the_transpose_of_gather() -> None:
     scatter = Scatter(bags)
     out.index_add_(0, scatter.rows, scatter.sums(weight, values))
     assert_close_to_reference((out * rows).sum(), (gather_rows(rows, bags, weight) * values).sum(), 88)
+
+
+@pytest.mark.parametrize("points", [0, 1, 11])
+def test_scatter_in_blocks_is_the_scatter_at_once(points: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a second term on the first channels, and a last block that is not full."""
+    monkeypatch.setattr(gather, "BLOCK_ROWS", 4)
+    bags = torch.randint(30, (points, 8), dtype=torch.int32)
+    scatter = Scatter(bags)
+    (weight, values), (other, first) = terms = [
+        (torch.randn(points, 8, dtype=torch.float64), torch.randn(points, width, dtype=torch.float64))
+        for width in (6, 2)
+    ]
+    expected = scatter.sums(weight, values)
+    expected[:, :2] += scatter.sums(other, first)
+    found = list(scatter.blocks(*terms))
+    assert len(found) == -(-scatter.rows.numel() // 4)
+    if found:
+        assert torch.equal(torch.cat([rows for rows, _ in found]), scatter.rows)
+        assert torch.equal(torch.cat([sums for _, sums in found]), expected)
 
 
 @pytest.mark.parametrize("padding", ["border", "zeros"])

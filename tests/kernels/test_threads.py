@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ponder_kernels import _threads, render_rays
-from ponder_kernels._threads import PerThread, even_parts, for_each_in_order
+from ponder_kernels._threads import PerThread, even_parts, for_each
 from tests.kernels.render_cases import Shape, gradients, make_case
 
 CPU = torch.device("cpu")
@@ -44,8 +44,41 @@ def test_results_are_used_in_order(threads: int) -> None:
         time.sleep(0.05 if item == 0 else 0)
         return item * item
 
-    for_each_in_order(slow_first, list(range(20)), used.append, CPU)
+    for_each(slow_first, list(range(20)), CPU, use=used.append)
     assert used == [item * item for item in range(20)]
+
+
+def test_a_result_is_used_by_the_thread_that_made_it_before_it_makes_another() -> None:
+    torch.set_num_threads(2)
+    made: dict[int, list[int]] = {}
+
+    def work(item: int) -> tuple[int, int]:
+        made.setdefault(threading.get_ident(), []).append(item)
+        time.sleep(0.002 * (item % 3))
+        return item, threading.get_ident()
+
+    def use(result: tuple[int, int]) -> None:
+        item, thread = result
+        assert thread == threading.get_ident() and made[thread][-1] == item
+
+    for_each(work, list(range(30)), CPU, use=use)
+    assert sorted(item for items in made.values() for item in items) == list(range(30))
+
+
+def test_nobody_waits_for_a_result_that_never_comes() -> None:
+    """The second item's thread waits for its turn when the first fails."""
+    torch.set_num_threads(2)
+    used: list[int] = []
+
+    def work(item: int) -> int:
+        if item == 0:
+            time.sleep(0.05)
+            raise ZeroDivisionError("chunk 0")
+        return item
+
+    with pytest.raises(ZeroDivisionError, match="chunk 0"):
+        for_each(work, [0, 1, 2], CPU, use=used.append)
+    assert used == []
 
 
 def test_chunks_run_on_several_threads_with_unsplit_operations() -> None:
@@ -57,7 +90,7 @@ def test_chunks_run_on_several_threads_with_unsplit_operations() -> None:
         both.wait(timeout=30)
         return threading.get_ident(), torch.get_num_threads()
 
-    for_each_in_order(work, [0, 1], seen.append, CPU)
+    for_each(work, [0, 1], CPU, use=seen.append)
     assert len({name for name, _ in seen}) == 2 and all(count == 1 for _, count in seen)
     assert torch.get_num_threads() == 2
     # A thread that is started now is as it would have been.
@@ -84,12 +117,12 @@ def test_an_error_arrives_and_ends_the_work(where: str) -> None:
             raise ZeroDivisionError("chunk 3")
 
     with pytest.raises(ZeroDivisionError, match="chunk 3"):
-        for_each_in_order(work, list(range(1000)), use, CPU)
+        for_each(work, list(range(1000)), CPU, use=use)
     count = len(started)
     time.sleep(0.05)
     assert count < 100 and len(started) == count
     used: list[int] = []
-    for_each_in_order(lambda item: item, [1, 2, 3], used.append, CPU)
+    for_each(lambda item: item, [1, 2, 3], CPU, use=used.append)
     assert used == [1, 2, 3]
 
 
@@ -98,11 +131,11 @@ def test_nothing_is_recorded_and_inference_tensors_can_be_written(threads: int) 
     torch.set_num_threads(threads)
     weight = torch.ones(3, requires_grad=True)
     products: list[torch.Tensor] = []
-    for_each_in_order(lambda item: weight * item, [1, 2, 3], products.append, CPU)
+    for_each(lambda item: weight * item, [1, 2, 3], CPU, use=products.append)
     assert not any(product.requires_grad for product in products)
     with torch.inference_mode():
         out = torch.zeros(3)
-        for_each_in_order(lambda item: out[item : item + 1].fill_(item), [0, 1, 2], lambda _: None, CPU)
+        for_each(lambda item: out[item : item + 1].fill_(item), [0, 1, 2], CPU)
     assert out.tolist() == [0, 1, 2]
 
 
@@ -116,18 +149,18 @@ def test_every_thread_makes_its_own_value() -> None:
         return values.value
 
     seen: list[object] = []
-    for_each_in_order(work, [0, 1], seen.append, CPU)
+    for_each(work, [0, 1], CPU, use=seen.append)
     assert seen[0] is not seen[1]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_works_in_a_forked_process() -> None:
     torch.set_num_threads(2)
-    for_each_in_order(lambda item: item, [1, 2, 3], lambda _: None, CPU)
+    for_each(lambda item: item, [1, 2, 3], CPU)
     child = os.fork()
     if child == 0:
         used: list[int] = []
-        for_each_in_order(lambda item: item, [1, 2, 3], used.append, CPU)
+        for_each(lambda item: item, [1, 2, 3], CPU, use=used.append)
         os._exit(0 if used == [1, 2, 3] else 1)
     for _ in range(300):
         done, status = os.waitpid(child, os.WNOHANG)
