@@ -11,7 +11,7 @@ from benchmarks import agreement
 from benchmarks.competitors import TRUTH
 from benchmarks.measure import Rounds
 from benchmarks.operators import OPERATORS, refuses
-from benchmarks.suite import OPERATOR_SITTINGS, About, Suite, Timing, sittings
+from benchmarks.suite import MOST_TURNS, OPERATOR_SITTINGS, About, Suite, Timing, sittings
 
 
 @pytest.mark.parametrize(("device", "sitting"), sittings(OPERATOR_SITTINGS))
@@ -26,7 +26,8 @@ def bench_operator(name: str, device: str, sitting: int, suite: Suite, benchmark
         absent = {competitor: reason for competitor, reason in reasons.items() if reason is not None}
         contenders = {c: operator.contender(c, sizes, device) for c in operator.competitors if c not in absent}
         errors = agreement.check(contenders, TRUTH, agreement.FLOAT32[device])
-        return Timing(Rounds(contenders, torch.device(device), suite.patience), errors, absent, operator.work(sizes))
+        rounds = Rounds(contenders, torch.device(device), suite.patience, MOST_TURNS)
+        return Timing(rounds, errors, absent, operator.work(sizes))
 
     about = About(name, operator.title, sizes.label, device)
     suite.sit(benchmark, about, sitting // OPERATOR_SITTINGS, sizes.rounds, prepare)

@@ -15,7 +15,7 @@ from benchmarks.competitors import COMPETITORS, TRUTH
 from benchmarks.contenders import Contender, render_contender
 from benchmarks.inputs import Inputs, make_inputs
 from benchmarks.measure import Rounds, saved_bytes
-from benchmarks.suite import DEVICES, About, Suite, Timing, sittings
+from benchmarks.suite import DEVICES, MOST_TURNS, About, Suite, Timing, sittings
 from benchmarks.work import render_work
 
 WITH_MEMORY = [name for name, case in TRAINING_CASES.items() if case.sizes["full"].memory_rays]
@@ -44,7 +44,7 @@ def prepare(case: RenderCase, sizes: Sizes, suite: Suite, device: str) -> Timing
     contenders = _contenders([n for n in COMPETITORS if n not in missing or n == TRUTH], case, inputs)
     errors = agreement.check(contenders, TRUTH, agreement.FLOAT32[device], INEXACT)
     timed = {n: c for n, c in contenders.items() if n not in missing}
-    rounds = Rounds(timed, torch.device(device), suite.patience)
+    rounds = Rounds(timed, torch.device(device), suite.patience, MOST_TURNS)
     return Timing(rounds, errors, missing, render_work(case, sizes))
 
 

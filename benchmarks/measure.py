@@ -1,11 +1,11 @@
-"""Interleaved rounds: every competitor once per round on the same inputs, in rotating order, part by part."""
+"""Interleaved rounds: every competitor at least once per round on the same inputs, in rotating order, part by part."""
 
 from __future__ import annotations
 
 import gc
 import itertools
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -90,29 +90,40 @@ def time_parts(contender: Contender, device: torch.device) -> dict[str, float]:
 class Rounds:
     """Calling it runs one round. The first of a sitting is a warm-up and is not kept.
 
+    What takes a fraction of the slowest competitor's time has several turns in a round, spread over it, and counts with
+    their median: a disturbance of some milliseconds is little to the slowest and much to the fastest.
+
     A round from which the host of a virtual machine took time is kept, and another one is run, once, while `patience`
     lasts.
 
     Attributes:
         seconds: competitor -> part -> one number per round, of all sittings.
         stolen: per round, the largest share of the processors that was taken away from a competitor.
+        turns: competitor -> how many it has in this sitting's rounds, as the warm-up says.
     """
 
     def __init__(
-        self, contenders: Mapping[str, Contender], device: torch.device, patience: Patience | None = None
+        self,
+        contenders: Mapping[str, Contender],
+        device: torch.device,
+        patience: Patience | None = None,
+        most_turns: int = 1,
     ) -> None:
         self.contenders, self.device, self.patience = dict(contenders), device, patience or Patience(0)
+        self.most_turns, self.turns = most_turns, dict.fromkeys(contenders, 1)
         self.done, self.warm = 0, False
         self.seconds: dict[str, dict[str, list[float]]] = {name: {} for name in contenders}
         self.stolen: list[float] = []
 
     def sit_down(self) -> None:
         """Begin a sitting: something else ran before."""
-        self.warm = False
+        self.warm, self.turns = False, dict.fromkeys(self.contenders, 1)
 
     def __call__(self) -> None:
         if not self.warm:
-            self._round()
+            taken, _ = self._round()
+            slowest = max(parts[WHOLE] for parts in taken.values())
+            self.turns = {name: max(1, min(self.most_turns, int(slowest / p[WHOLE]))) for name, p in taken.items()}
             self.warm = True
             return
         self._keep(*self._round())
@@ -123,14 +134,15 @@ class Rounds:
 
     def _round(self) -> tuple[dict[str, dict[str, float]], float]:
         """Seconds by competitor and part, and the largest share that was taken away."""
-        taken, most = {}, 0.0
+        taken: dict[str, list[dict[str, float]]] = {name: [] for name in self.contenders}
+        most = 0.0
         for name in self._order():
             stolen = Stolen()
-            taken[name] = time_parts(self.contenders[name], self.device)
+            taken[name].append(time_parts(self.contenders[name], self.device))
             most = max(most, stolen.share())
             # Inputs are shared: nobody pays for what another one leaves in memory.
             self.contenders[name].reset()
-        return taken, most
+        return {name: _medians(turns) for name, turns in taken.items()}, most
 
     def _keep(self, taken: Mapping[str, Mapping[str, float]], stolen: float) -> None:
         for name, parts in taken.items():
@@ -144,7 +156,14 @@ class Rounds:
         names = list(self.contenders)
         first = self.done // 2 % len(names)
         rotated = names[first:] + names[:first]
-        return rotated[::-1] if self.done % 2 else rotated
+        order = rotated[::-1] if self.done % 2 else rotated
+        moments = [((turn + 0.5) / self.turns[name], name) for name in order for turn in range(self.turns[name])]
+        return [name for _, name in sorted(moments, key=lambda moment: moment[0])]
+
+
+def _medians(turns: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Seconds by part, given those of several turns."""
+    return {part: float(np.median([taken[part] for taken in turns])) for part in turns[0]}
 
 
 def saved_bytes(contender: Contender, left_out: Iterable[Tensor]) -> int:

@@ -32,6 +32,8 @@ MORE_SITTINGS = {"cpu": 32, "cuda": 0}
 MORE_SECONDS = 500.0
 # Sittings of a single operator, which are short, for each of a renderer's.
 OPERATOR_SITTINGS = 2
+# Turns in a round of those that take a third of the slowest's time or less.
+MOST_TURNS = 3
 
 
 def sittings(times: int = 1) -> list[Any]:

@@ -1,8 +1,11 @@
 """Chunks of work on the CPU, one thread each.
 
-torch splits every operation over its threads, which for the hundreds of short operations of a chunk costs a third of
-the time in waiting. Here each thread runs whole chunks, its operations unsplit. Results are used in the order of the
+torch splits every operation over its threads, which for the hundreds of short operations of a chunk costs up to a third
+of the time in waiting. Here each thread runs whole chunks, its operations unsplit. Results are used in the order of the
 chunks, so sums over them do not depend on the number of threads.
+
+A few chunks are left to torch: its threads go on spinning for milliseconds after the caller's last operation, and for
+so long take the processors from those here.
 """
 
 from __future__ import annotations
@@ -26,6 +29,8 @@ Value = TypeVar("Value")
 
 # Python holds its lock for a few microseconds per operation; more threads than this would mostly wait for it.
 MAX_THREADS = 8
+# For fewer items the threads do not pay.
+LEAST_ITEMS = 5
 # From here on one part more makes each smaller by a tenth at most.
 EVEN_FROM = 9
 # M_ARENA_MAX of glibc's malloc.h.
@@ -57,12 +62,13 @@ def for_each(
     device: torch.device,
     use: Callable[[Result], object] | None = None,
 ) -> None:
-    """`function` of every item, and `use` of what it returns; on a CPU as many threads as torch uses share the items.
+    """`function` of every item, and `use` of what it returns; as many threads as torch uses share LEAST_ITEMS or more.
 
     `use` sees the results in the order of the items, one at a time, on the thread that made them and before it makes
     another: they may lie in that thread's buffers. Nothing is recorded by autograd.
     """
-    threads = min(torch.get_num_threads(), MAX_THREADS, len(items)) if device.type == "cpu" else 1
+    shared = device.type == "cpu" and len(items) >= LEAST_ITEMS
+    threads = min(torch.get_num_threads(), MAX_THREADS, len(items)) if shared else 1
     if threads < 2:
         with torch.no_grad():
             for item in items:

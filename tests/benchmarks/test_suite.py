@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import agreement, ceilings, memory
+from benchmarks import agreement, ceilings, measure, memory
 from benchmarks.agreement import relative_error
 from benchmarks.cases import COMPOSITE, RENDER_CASES, SAMPLE, SIZES
 from benchmarks.contenders import Contender
@@ -92,6 +92,29 @@ def test_rounds_rotate_and_leave_warm_ups_out() -> None:
     for parts in rounds.seconds.values():
         for forward, backward, whole in zip(*(parts[p] for p in ("forward", "backward", WHOLE)), strict=True):
             assert whole == pytest.approx(forward + backward) and forward > 0
+
+
+def test_the_fast_have_several_turns_and_count_with_their_median(monkeypatch: pytest.MonkeyPatch) -> None:
+    log: list[str] = []
+    # Seconds of "slow", "half" and "fast": a warm-up, a round with a disturbed turn of "fast", one more.
+    taken = {"slow": iter([9.0, 8.0, 8.0]), "half": iter([4.0] * 5), "fast": iter([1.0, 1.0, 7.0, 2.0, 1.0, 1.0, 1.0])}
+
+    def time_parts(contender: Contender, device: torch.device) -> dict[str, float]:
+        contender.parts["forward"]()
+        return {WHOLE: next(taken[log[-1]])}
+
+    monkeypatch.setattr(measure, "time_parts", time_parts)
+    rounds = Rounds({name: _contender(log, name) for name in taken}, CPU, most_turns=3)
+    for _ in range(3):
+        rounds()
+    assert log[:3] == ["slow", "half", "fast"]
+    assert log[3:9] == ["fast", "half", "slow", "fast", "half", "fast"]
+    assert log[9:] == ["fast", "half", "fast", "slow", "half", "fast"]
+    assert {name: parts[WHOLE] for name, parts in rounds.seconds.items()} == {
+        "slow": [8.0, 8.0], "half": [4.0, 4.0], "fast": [2.0, 1.0],
+    }  # fmt: skip
+    rounds.sit_down()
+    assert rounds.turns == {"slow": 1, "half": 1, "fast": 1}
 
 
 def test_spread_and_ratios() -> None:

@@ -18,7 +18,8 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
-def _restore_threads() -> Iterator[None]:
+def _restore_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(_threads, "LEAST_ITEMS", 2)
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
@@ -63,6 +64,16 @@ def test_a_result_is_used_by_the_thread_that_made_it_before_it_makes_another() -
 
     for_each(work, list(range(30)), CPU, use=use)
     assert sorted(item for items in made.values() for item in items) == list(range(30))
+
+
+def test_few_items_stay_with_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.set_num_threads(2)
+    monkeypatch.setattr(_threads, "LEAST_ITEMS", 4)
+    for count, here in ((3, True), (4, False)):
+        seen: list[tuple[int, int]] = []
+        for_each(lambda _: (threading.get_ident(), torch.get_num_threads()), [0] * count, CPU, use=seen.append)
+        assert len(seen) == count
+        assert all((thread == threading.get_ident()) == here and split == 1 + here for thread, split in seen)
 
 
 def test_nobody_waits_for_a_result_that_never_comes() -> None:
