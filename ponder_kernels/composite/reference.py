@@ -6,8 +6,6 @@ Rays are rows of a batched [R, S] tensor, or stretches of a packed [N] tensor: r
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import Tensor
 
@@ -62,15 +60,16 @@ def composite_reference(
     Returns:
         [R, C], dtype of `weights`.
     """
-    terms = weights.unsqueeze(-1)
+    values = values.to(weights.dtype)
     if ray_offsets is None:
-        sums = partial(torch.sum, dim=1)
+        # A product per ray: the weighted values, as many as the values, need not exist.
+        out, total = torch.bmm(weights.unsqueeze(1), values).squeeze(1), weights.sum(1, keepdim=True)
     else:
+        terms = weights.unsqueeze(-1)
         ray, _ = ray_and_position(ray_offsets, weights.shape[0])
-        sums = partial(_sum_by_ray, ray=ray, rays=ray_offsets.shape[0] - 1)
-    out = sums(terms * values.to(weights.dtype))
+        out, total = (_sum_by_ray(x, ray, ray_offsets.shape[0] - 1) for x in (terms * values, terms))
     if background is not None:
-        out = out + background * (1.0 - sums(terms))
+        out = out + background * (1.0 - total)
     return out
 
 
