@@ -127,7 +127,7 @@ BATCH = {
 }
 OUTDOOR = {
     "full": Sizes((32, 5, 180, 180), 1, 6, 512, rounds=3, memory_rays=(128, 256, 512)),
-    "small": Sizes((32, 5, 60, 60), 1, 6, 32, rounds=1, memory_rays=(192, 384), more_memory_rays=(1920,)),
+    "small": Sizes((32, 5, 60, 60), 1, 6, 32, rounds=1, memory_rays=(256, 384), more_memory_rays=(1920,)),
     "tiny": Sizes((32, 3, 8, 8), 1, 2, 4, rounds=1, memory_rays=(8, 16)),
 }
 
