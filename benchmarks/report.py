@@ -40,6 +40,7 @@ def write(found: Results, folder: Path, commit: str | None = None) -> list[Path]
         if commit is not None:
             for result in results:
                 result.machine = {**result.machine, "commit": commit}
+                result.commits = dict.fromkeys(result.commits, commit)
         name = stem(results)
         pictures = plots.write(results, folder, name)
         table = folder / f"{name}.md"

@@ -37,6 +37,7 @@ class CaseResult:
         memory: competitor -> bytes per ray.
         peaks: competitor -> rays -> peak bytes.
         absent: competitor -> why it was not timed.
+        commits: "time", "saved" and "memory" -> what was measured.
     """
 
     name: str
@@ -51,6 +52,7 @@ class CaseResult:
     memory: dict[str, float] = field(default_factory=dict)
     peaks: dict[str, dict[int, int]] = field(default_factory=dict)
     absent: dict[str, str] = field(default_factory=dict)
+    commits: dict[str, str] = field(default_factory=dict)
 
     @property
     def competitors(self) -> list[str]:
@@ -115,6 +117,7 @@ def _merge(found: dict[tuple[str, str], CaseResult], info: Mapping[str, Any], pa
     machine = info["machine"]
     key = (machine["kind"], info["case"])
     result = found.setdefault(key, CaseResult(info["case"], info["title"], info["size"], machine))
+    result.commits[info["kind"]] = machine["commit"]
     if info["kind"] == "time":
         result.seconds, result.work, result.errors = info["seconds"], info["work"], info["errors"]
         result.stolen = info["stolen"]

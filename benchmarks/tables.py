@@ -26,6 +26,7 @@ def full(results: Sequence[CaseResult], pictures: Sequence[str]) -> str:
         "",
         f"Ceilings measured in the same run: copy {rates['copy_bytes_per_second'] / 1e9:.3g} GB/s,"
         f" float32 matrix product {rates['matmul_flops_per_second'] / 1e9:.4g} GFLOP/s.",
+        *other_commits(results),
         "",
         "## Step time by that of `ponder`",
         "",
@@ -41,6 +42,14 @@ def full(results: Sequence[CaseResult], pictures: Sequence[str]) -> str:
     lines += ["", "## Who is who", ""]
     lines += [f"- `{name}`: {competitor.about}." for name, competitor in COMPETITORS.items()]
     return "\n".join(lines) + "\n"
+
+
+def other_commits(results: Sequence[CaseResult]) -> list[str]:
+    """A sentence for each kind of figures that belongs to another commit than the report's."""
+    found = sorted({(kind, commit) for result in results for kind, commit in result.commits.items()})
+    words = {"time": "Some seconds", "saved": "Saved bytes", "memory": "Peak memory"}
+    own = results[0].machine["commit"]
+    return [f"{words[kind]}: commit {commit}." for kind, commit in found if commit != own]
 
 
 def machine_line(result: CaseResult) -> str:

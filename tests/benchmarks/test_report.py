@@ -130,6 +130,16 @@ def test_a_later_file_replaces_what_it_measures_again(result: Path, tmp_path: Pa
     assert found.ratio("eager") == (7.0, 7.0, 7.0) and found.saved["ponder"] == 9e3
 
 
+def test_figures_of_another_commit_say_so(result: Path, tmp_path: Path) -> None:
+    later = entry("memory", "indoor", bytes_per_ray={"ponder": 2e5}, peak_bytes={}, absent={})
+    later["extra_info"]["machine"] = MACHINE | {"commit": "fedcba"}
+    found = load([result, write(tmp_path / "b.json", later)])
+    text = tables.full(list(found.values()), [])
+    assert "commit abcdef," in text and "Peak memory: commit fedcba." in text and "Saved bytes: commit" not in text
+    (table, *_) = report.write(found, tmp_path / "out", commit="123456")
+    assert "commit 123456," in table.read_text() and "commit fedcba" not in table.read_text()
+
+
 @pytest.mark.parametrize(("factor", "fits"), [(1.14, True), (0.88, True), (1.16, False), (0.86, False)])
 def test_two_runs_are_compared(
     factor: float, fits: bool, result: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
