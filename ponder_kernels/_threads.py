@@ -109,14 +109,11 @@ class _Line(Generic[Item, Result]):
 
     def run(self, number: int, item: Item) -> None:
         """Compute and use one result."""
-        try:
-            with torch.inference_mode() if self._inference else torch.no_grad():
-                result = self._function(item)
-                if self._use is not None and self._wait_for(number):
-                    self._use(result)
-        except BaseException:
-            self.end()
-            raise
+        with torch.inference_mode() if self._inference else torch.no_grad():
+            result = self._function(item)
+            if self._use is not None and self._wait_for(number):
+                self._use(result)
+        # After an error it stays this one's turn until the caller hears of it.
         with self._turn:
             self._next += 1
             self._turn.notify_all()
