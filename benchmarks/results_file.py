@@ -37,7 +37,7 @@ class CaseResult:
         memory: competitor -> bytes per ray.
         peaks: competitor -> rays -> peak bytes.
         absent: competitor -> why it was not timed.
-        commits: "time", "saved" and "memory" -> what was measured.
+        commits: "time", "saved" and "memory" -> commit that was measured.
     """
 
     name: str

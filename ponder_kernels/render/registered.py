@@ -207,6 +207,7 @@ def render_sums(*arguments: Any) -> tuple[Tensor, ...]:
             losses += loss
         return sums, losses, weights, sdf, gradient
     renderers, chunks = call.renderers(), call.chunks(sdf.shape[0])
+    # Added up at the end: in one order, and no thread waits for another's turn.
     partial = losses.new_empty(len(chunks), LOSS_SUMS)
 
     def render(chunk: tuple[int, slice]) -> None:

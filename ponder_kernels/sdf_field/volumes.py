@@ -64,6 +64,8 @@ def split_volume(volume: Tensor, sdf_channels: int, geometry: VolumeGeometry) ->
 class Growth(NamedTuple):
     """What the gradient of a volume grows by, not summed yet: values of M samples and which voxels they go to.
 
+    The values may lie in a thread's buffers (see `_workspace`): to be added before that thread works on other samples.
+
     Attributes:
         scatter: the samples' voxels.
         terms: weight [M, 8] and values [M, *] each, of all channels or of the SDF's only; the first is the widest.
