@@ -12,7 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.conditions import Conditions
 from benchmarks.contenders import Contender
+from benchmarks.handover import handover_seconds
 from benchmarks.stolen import QUIET, Patience, Stolen
 
 # All parts of a round together.
@@ -98,7 +100,7 @@ class Rounds:
 
     Attributes:
         seconds: competitor -> part -> one number per round, of all sittings.
-        stolen: per round, the largest share of the processors that was taken away from a competitor.
+        conditions: of the machine, in every round.
         turns: competitor -> how many it has in this sitting's rounds, as the warm-up says.
     """
 
@@ -113,7 +115,7 @@ class Rounds:
         self.most_turns, self.turns = most_turns, dict.fromkeys(contenders, 1)
         self.done, self.warm = 0, False
         self.seconds: dict[str, dict[str, list[float]]] = {name: {} for name in contenders}
-        self.stolen: list[float] = []
+        self.conditions = Conditions()
 
     def sit_down(self) -> None:
         """Begin a sitting: something else ran before."""
@@ -121,34 +123,36 @@ class Rounds:
 
     def __call__(self) -> None:
         if not self.warm:
-            taken, _ = self._round()
+            taken = self._round()[0]
             slowest = max(parts[WHOLE] for parts in taken.values())
             self.turns = {name: max(1, min(self.most_turns, int(slowest / p[WHOLE]))) for name, p in taken.items()}
             self.warm = True
             return
         self._keep(*self._round())
-        if self.stolen[-1] > QUIET and self.patience.left > 0:
+        if self.conditions.stolen[-1] > QUIET and self.patience.left > 0:
             start = time.perf_counter()
             self._keep(*self._round())
             self.patience.spend(time.perf_counter() - start)
 
-    def _round(self) -> tuple[dict[str, dict[str, float]], float]:
-        """Seconds by competitor and part, and the largest share that was taken away."""
+    def _round(self) -> tuple[dict[str, dict[str, float]], float, float]:
+        """Seconds by competitor and part, the largest share that was taken away, the slowest handover."""
         taken: dict[str, list[dict[str, float]]] = {name: [] for name in self.contenders}
-        most = 0.0
+        most = slowest = 0.0
         for name in self._order():
+            slowest = max(slowest, handover_seconds(self.device))
             stolen = Stolen()
             taken[name].append(time_parts(self.contenders[name], self.device))
             most = max(most, stolen.share())
             # Inputs are shared: nobody pays for what another one leaves in memory.
             self.contenders[name].reset()
-        return {name: _medians(turns) for name, turns in taken.items()}, most
+        return {name: _medians(turns) for name, turns in taken.items()}, most, slowest
 
-    def _keep(self, taken: Mapping[str, Mapping[str, float]], stolen: float) -> None:
+    def _keep(self, taken: Mapping[str, Mapping[str, float]], stolen: float, handover: float) -> None:
         for name, parts in taken.items():
             for part, value in parts.items():
                 self.seconds[name].setdefault(part, []).append(value)
-        self.stolen.append(stolen)
+        self.conditions.stolen.append(stolen)
+        self.conditions.handover.append(handover)
         self.done += 1
 
     def _order(self) -> list[str]:

@@ -19,11 +19,11 @@ import torch
 from benchmarks import memory
 from benchmarks.cases import RENDER_CASES, Sizes
 from benchmarks.competitors import COMPETITORS, OURS
+from benchmarks.conditions import Conditions
 from benchmarks.contenders import render_contender
 from benchmarks.inputs import make_inputs, make_volume
 from benchmarks.measure import WHOLE, Rounds, ratios, spread, time_parts
 from benchmarks.provenance import provenance
-from benchmarks.stolen import counted
 
 CASE = RENDER_CASES["indoor"]
 # Everywhere at hand; others are asked for by name.
@@ -59,10 +59,10 @@ class Step:
 
 
 class Steps(NamedTuple):
-    """Seconds by renderer, one per round, and what share of the processors the host took away in each."""
+    """Seconds by renderer, one per round, and what the machine was like in each."""
 
     seconds: dict[str, list[float]]
-    stolen: list[float]
+    conditions: Conditions
 
 
 def time_steps(names: list[str], rays: int, repeats: int, device: str = "cpu") -> Steps:
@@ -71,7 +71,7 @@ def time_steps(names: list[str], rays: int, repeats: int, device: str = "cpu") -
     rounds = Rounds({name: Step(name, rays, volume).contender for name in names}, torch.device(device))
     for _ in range(repeats + 1):
         rounds()
-    return Steps({name: parts[WHOLE] for name, parts in rounds.seconds.items()}, rounds.stolen)
+    return Steps({name: parts[WHOLE] for name, parts in rounds.seconds.items()}, rounds.conditions)
 
 
 def main(arguments: list[str]) -> None:
@@ -104,10 +104,8 @@ def main(arguments: list[str]) -> None:
 
 def print_times(steps: Steps, rays: int) -> None:
     """A line for each renderer, of the rounds that count."""
-    numbers = counted(steps.stolen)
-    if len(numbers) < len(steps.stolen):
-        shares = ", ".join(f"{share:.0%}" for share in steps.stolen)
-        print(f"{rays} rays  the host took {shares} of the processors away; the {len(numbers)} least disturbed count")
+    numbers = steps.conditions.counted()
+    print(f"{rays} rays  {steps.conditions.words()}")
     seconds = {name: [taken[number] for number in numbers] for name, taken in steps.seconds.items()}
     for name, taken in seconds.items():
         line = f"{rays} rays  {name:7} {spread(taken).median:7.3f} s ({min(taken):.3f} to {max(taken):.3f})"

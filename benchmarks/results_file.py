@@ -10,8 +10,8 @@ from typing import Any
 
 from benchmarks.cases import RENDER_CASES
 from benchmarks.competitors import OURS
+from benchmarks.conditions import Conditions
 from benchmarks.measure import WHOLE, Spread, ratios, spread
-from benchmarks.stolen import counted
 from benchmarks.suite import SCHEMA
 
 # Of files that --bench-lines writes; others are those of --benchmark-json.
@@ -30,7 +30,7 @@ class CaseResult:
         name, title, size: of the case; the size in words.
         machine: provenance and ceilings.
         seconds: competitor -> part -> seconds, one per round.
-        stolen: per round, the share of the processors that the host took away.
+        conditions: of the machine, round by round.
         work: part -> bytes and FLOPs.
         errors: competitor -> largest difference from the eager baseline.
         saved: competitor -> bytes per ray.
@@ -45,7 +45,7 @@ class CaseResult:
     size: str
     machine: Mapping[str, Any]
     seconds: dict[str, dict[str, list[float]]] = field(default_factory=dict)
-    stolen: list[float] = field(default_factory=list)
+    conditions: Conditions = field(default_factory=Conditions)
     work: dict[str, dict[str, int]] = field(default_factory=dict)
     errors: dict[str, float] = field(default_factory=dict)
     saved: dict[str, float] = field(default_factory=dict)
@@ -62,7 +62,7 @@ class CaseResult:
     def rounds(self, competitor: str, part: str = WHOLE) -> list[float]:
         """Seconds of a part in the rounds that count."""
         seconds = self.seconds[competitor][part]
-        return [seconds[number] for number in counted(self.stolen)]
+        return [seconds[number] for number in self.conditions.counted()]
 
     def time(self, competitor: str, part: str = WHOLE) -> Spread:
         """Seconds of a part."""
@@ -120,7 +120,7 @@ def _merge(found: dict[tuple[str, str], CaseResult], info: Mapping[str, Any], pa
     result.commits[info["kind"]] = machine["commit"]
     if info["kind"] == "time":
         result.seconds, result.work, result.errors = info["seconds"], info["work"], info["errors"]
-        result.stolen = info["stolen"]
+        result.conditions = Conditions(**info["conditions"])
         result.size, result.machine = info["size"], machine
         # Reasons of this measurement; the others leave out more.
         result.absent = dict(info["absent"])

@@ -6,18 +6,15 @@ other much longer, so that not everybody is slowed down alike.
 
 from __future__ import annotations
 
-import math
 import os
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 STAT = Path("/proc/stat")
 # Column of the first line, "cpu  user nice system idle iowait irq softirq steal ...".
 _STEAL = 8
-# Rounds of which more was taken do not count, as long as a third is left.
+# A round of which more was taken is disturbed.
 QUIET = 0.02
-LEAST = 1 / 3
 
 
 def stolen_seconds(stat: Path = STAT) -> float | None:
@@ -58,10 +55,3 @@ class Patience:
     def spend(self, seconds: float) -> None:
         """Have used some."""
         self.left -= seconds
-
-
-def counted(stolen: Sequence[float]) -> list[int]:
-    """Numbers of the rounds that count, given what share of each was taken away: the quiet ones, at least a third."""
-    by_noise = sorted(range(len(stolen)), key=lambda number: stolen[number])
-    quiet = sum(share <= QUIET for share in stolen)
-    return sorted(by_noise[: max(quiet, math.ceil(len(stolen) * LEAST))])

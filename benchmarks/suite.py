@@ -21,7 +21,7 @@ from benchmarks.provenance import provenance
 from benchmarks.stolen import Patience
 from ponder_kernels._launch import Cost
 
-SCHEMA = 2
+SCHEMA = 3
 DEVICES = ("cpu", pytest.param("cuda", marks=pytest.mark.gpu))
 SIZE_OF = {"cpu": "small", "cuda": "full"}
 # A case is timed in as many sittings, spread over the run: what a shared machine's neighbours leave of a core changes
@@ -81,7 +81,7 @@ class Timing:
             part: {"bytes": cost.bytes_read + cost.bytes_written, "flops": cost.flops}
             for part, cost in self.work.items()
         }
-        measured = {"seconds": self.rounds.seconds, "stolen": self.rounds.stolen}
+        measured = {"seconds": self.rounds.seconds, "conditions": self.rounds.conditions.facts()}
         return {**measured, "absent": self.absent, "errors": self.errors, "work": work}
 
 

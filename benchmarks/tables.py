@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from benchmarks.competitors import COMPETITORS, OURS, TRUTH
 from benchmarks.measure import WHOLE, Spread
 from benchmarks.results_file import CaseResult
-from benchmarks.stolen import counted
 
 NONE = "–"
 # Renderers are timed in these parts; other cases are single operators.
@@ -60,15 +59,6 @@ def machine_line(result: CaseResult) -> str:
     return f"{m['device']}{cuda}; {versions}; commit {m['commit']}, {m['date']}"
 
 
-def rounds_line(stolen: Sequence[float]) -> str:
-    """How many rounds there were and how many count."""
-    words = f"{len(stolen)} rounds"
-    count = len(counted(stolen))
-    if count < len(stolen):
-        words += f", of which the {count} count from which the host took the least time"
-    return f"{words}."
-
-
 def overview(results: Sequence[CaseResult]) -> list[str]:
     """Cases by competitors."""
     names = [name for name in COMPETITORS if any(name in r.competitors for r in results)]
@@ -92,7 +82,7 @@ def short(results: Sequence[CaseResult]) -> str:
 
 def _case(result: CaseResult) -> list[str]:
     size = f"{result.size[0].upper()}{result.size[1:]}."
-    lines = [f"## {result.name}: {result.title}", "", f"{size} {rounds_line(result.stolen)}"]
+    lines = [f"## {result.name}: {result.title}", "", f"{size} {result.conditions.words()}."]
     parts = [part for part in next(iter(result.seconds.values()), {}) if part != WHOLE]
     lines += ["", *_times(result, parts)]
     if result.saved or result.memory:

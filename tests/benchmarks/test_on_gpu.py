@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from benchmarks import memory, on_gpu, ponderv2_step
+from benchmarks.conditions import Conditions
 from benchmarks.gpu_steps import TESTS, Step, require_pipeline, steps
 from ponder.cli import parse
 from ponder.recipes import get_recipe
@@ -143,9 +144,8 @@ def test_commands_are_understood(
     facts = dict.fromkeys(("device", "threads", "torch", "commit"), "")
     monkeypatch.setattr(ponderv2_step, "provenance", lambda device: facts)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(
-        ponderv2_step, "time_steps", lambda *a: asked.append(a) or ponderv2_step.Steps({"ponder": [1.0]}, [0.0])
-    )
+    timed = ponderv2_step.Steps({"ponder": [1.0]}, Conditions([0.0], [0.0]))
+    monkeypatch.setattr(ponderv2_step, "time_steps", lambda *a: asked.append(a) or timed)
     monkeypatch.setattr(memory, "peaks", lambda *a: asked.append(a) or {1: 1, 2: 2})
     ponderv2_step.main(list(plan["step-time"][2:]))
     ponderv2_step.main(list(plan["step-memory"][2:]))

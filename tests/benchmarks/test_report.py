@@ -35,7 +35,7 @@ ABSENT = {"nerfacc": "not installed", "compiled": "torch.compile fails: no compi
 
 
 def entry(kind: str, case: str, **facts: Any) -> dict[str, Any]:
-    about = {"schema": 2, "kind": kind, "case": case, "title": f"the {case}", "size": "10 rays", "machine": MACHINE}
+    about = {"schema": 3, "kind": kind, "case": case, "title": f"the {case}", "size": "10 rays", "machine": MACHINE}
     return {"name": f"bench[{case}]", "extra_info": about | facts}
 
 
@@ -44,7 +44,9 @@ def timed(
 ) -> dict[str, Any]:
     work = {"step": {"bytes": int(1e10), "flops": int(4e10)}}
     stolen = [0.0] * len(seconds["ponder"]["step"]) if stolen is None else list(stolen)
-    return entry("time", case, seconds=seconds, stolen=stolen, absent=ABSENT, errors={"ponder": 2e-4}, work=work)
+    conditions = {"stolen": stolen, "handover": [4e-6] * len(stolen)}
+    errors = {"ponder": 2e-4}
+    return entry("time", case, seconds=seconds, conditions=conditions, absent=ABSENT, errors=errors, work=work)
 
 
 def write(path: Path, *entries: dict[str, Any]) -> Path:
@@ -121,7 +123,7 @@ def test_rounds_that_the_host_disturbed_do_not_count(tmp_path: Path) -> None:
     found = load([write(tmp_path / "a.json", timed(stolen=[0.3, 0.0, 0.02]))])["cpu", "indoor"]
     assert found.rounds("eager") == [10.0, 22.0] and found.rounds("ponder") == [2.0, 4.0]
     assert found.ratio("eager") == spread([5.0, 5.5]) and found.time("eager").median == 16.0
-    assert "3 rounds, of which the 2 count from which the host took the least time." in tables.full([found], [])
+    assert "3 rounds, of which the 2 count in which the machine was disturbed least." in tables.full([found], [])
 
 
 def test_a_later_file_replaces_what_it_measures_again(result: Path, tmp_path: Path) -> None:
@@ -163,7 +165,7 @@ def test_two_runs_are_compared(
         ("{", "cannot be read"),
         ("[]", "expected a file of --benchmark-json"),
         ('{"benchmarks": []}', "no results of the suite"),
-        (json.dumps({"benchmarks": [{"extra_info": {"schema": 0}}]}), "expected schema 2, got 0"),
+        (json.dumps({"benchmarks": [{"extra_info": {"schema": 0}}]}), "expected schema 3, got 0"),
     ],
 )
 def test_other_files_are_refused(content: str, message: str, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import ponderv2_step, render_floor
+from benchmarks.conditions import Conditions
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,12 +36,12 @@ def test_floor_table_is_up_to_date() -> None:
 def test_steps_of_all_renderers_are_timed() -> None:
     steps = ponderv2_step.time_steps(list(ponderv2_step.RENDERERS), rays=16, repeats=1)
     assert all(len(taken) == 1 and taken[0] > 0 for taken in steps.seconds.values())
-    assert len(steps.stolen) == 1
+    assert len(steps.conditions.stolen) == len(steps.conditions.handover) == 1
 
 
 def test_disturbed_steps_do_not_count(capsys: pytest.CaptureFixture[str]) -> None:
     seconds = {"ponder": [1.0, 9.0, 1.0], "eager": [14.0, 30.0, 16.0]}
-    ponderv2_step.print_times(ponderv2_step.Steps(seconds, [0.0, 0.4, 0.01]), 8)
+    ponderv2_step.print_times(ponderv2_step.Steps(seconds, Conditions([0.0, 0.4, 0.01], [4e-6] * 3)), 8)
     first, ours, eager = capsys.readouterr().out.splitlines()
-    assert "0%, 40%, 1% of the processors away; the 2 least disturbed count" in first
+    assert first == "8 rays  3 rounds, of which the 2 count in which the machine was disturbed least"
     assert "1.000 s (1.000 to 1.000)" in ours and "15.000 s (14.000 to 16.000)   15.0 x ponder" in eager

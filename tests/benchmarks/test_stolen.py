@@ -11,7 +11,7 @@ import torch
 from benchmarks import measure, stolen
 from benchmarks.contenders import Contender
 from benchmarks.measure import Rounds
-from benchmarks.stolen import Patience, Stolen, counted, stolen_seconds
+from benchmarks.stolen import Patience, Stolen, stolen_seconds
 
 LINE = "cpu  8822678 1163721 1267713 5783681 31530 0 10913 {ticks} 0 0\ncpu0 1 2 3 4 5 6 7 8 9 10\n"
 
@@ -53,20 +53,6 @@ def test_share_of_the_processors(host: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert share.share() == 0.0
 
 
-@pytest.mark.parametrize(
-    ("shares", "which"),
-    [
-        ([], []),
-        ([0.0, 0.5, 0.02, 0.021], [0, 2]),
-        ([0.3, 0.1, 0.2, 0.4, 0.5, 0.6], [1, 2]),
-        ([0.9], [0]),
-    ],
-    ids=["none", "quiet ones", "a third", "one"],
-)
-def test_rounds_that_count(shares: list[float], which: list[int]) -> None:
-    assert counted(shares) == which
-
-
 def test_a_disturbed_round_is_run_again_while_patience_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
     shares = iter([0.9, 0.0, 0.5, 0.6, 0.0, 0.7])
 
@@ -80,13 +66,13 @@ def test_a_disturbed_round_is_run_again_while_patience_lasts(monkeypatch: pytest
     patience = Patience(60.0)
     rounds = Rounds({"only": contender}, torch.device("cpu"), patience)
     rounds()  # the warm-up, however disturbed
-    assert rounds.stolen == [] and len(runs) == 1
+    assert rounds.conditions.stolen == [] and len(runs) == 1
     rounds()
-    assert rounds.stolen == [0.0]
+    assert rounds.conditions.stolen == [0.0]
     rounds()
-    assert rounds.stolen == [0.0, 0.5, 0.6]  # once more, no oftener
+    assert rounds.conditions.stolen == [0.0, 0.5, 0.6]  # once more, no oftener
     assert patience.left < 60
     patience.spend(60)
     rounds()
     rounds()
-    assert rounds.stolen == [0.0, 0.5, 0.6, 0.0, 0.7] and len(rounds.seconds["only"]["whole"]) == 5
+    assert rounds.conditions.stolen == [0.0, 0.5, 0.6, 0.0, 0.7] and len(rounds.seconds["only"]["whole"]) == 5
