@@ -13,8 +13,9 @@ from benchmarks.stolen import QUIET
 # Rounds in which threads took longer to hand work over than in nearly the fastest one, by this factor, do not count...
 NEAR = 1.25
 FASTEST = 0.1
-# ...as long as a quarter of all is left.
+# ...as long as a quarter of all is left. Of fewer rounds than these the fast ones cannot be told from lucky ones.
 LEAST = 1 / 4
+FEW = 10
 
 
 @dataclass
@@ -30,10 +31,10 @@ class Conditions:
     handover: list[float] = field(default_factory=list)
 
     def counted(self) -> list[int]:
-        """Numbers of the rounds that count: the quiet ones with fast handovers, at least a quarter of all."""
+        """Numbers of the rounds that count: the quiet ones, of many those with fast handovers, at least a quarter."""
         if not self.stolen:
             return []
-        fast = NEAR * float(np.quantile(self.handover, FASTEST))
+        fast = NEAR * float(np.quantile(self.handover, FASTEST)) if len(self.handover) >= FEW else 0.0
         disturbed = [max(s / QUIET, h / fast if fast else 0.0) for s, h in zip(self.stolen, self.handover, strict=True)]
         best_first = sorted(range(len(disturbed)), key=lambda number: disturbed[number])
         count = max(sum(value <= 1 for value in disturbed), math.ceil(len(disturbed) * LEAST))

@@ -79,7 +79,7 @@ def keep_at_most(count: int) -> None:
 
 
 def spare_zeros(like: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Zeros of the type of `like`, on a CPU in memory that was used before or else is cleared where it is touched."""
+    """Zeros of the type of `like`, on a CPU in memory that was used before or else is cleared when it is touched."""
     kind = np.dtype(np.float64 if like.dtype == torch.float64 else np.float32)
     size = shape[0] * shape[1] * kind.itemsize
     if like.device.type != "cpu" or size < LEAST_BYTES:
@@ -90,7 +90,8 @@ def spare_zeros(like: Tensor, shape: tuple[int, int]) -> Tensor:
     # The tensor's storage holds the array.
     weakref.finalize(array, _spare.give, block).atexit = False
     out = torch.from_numpy(array)
-    return out if used is None else out.zero_()
+    # What will be kept is touched at once, all of it: else the second step, which clears it, finds most of the pages.
+    return out.zero_() if used is not None or size <= _spare.limit else out
 
 
 def _map(size: int) -> mmap.mmap:

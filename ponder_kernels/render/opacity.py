@@ -36,6 +36,11 @@ def _behind(product: Tensor) -> Tensor:
 class Neus:
     """alpha = (P - N + eps) / (P + eps) with P, N the sigmoids half a step before and after the sample.
 
+    P - N = P (1 - N) (1 - exp(2 half inv_s)) keeps its digits where the plain difference of two sigmoids near each
+    other (free space, short intervals) loses them in float32, and beside eps = 1e-5 that would be seen. With
+    F = 1 / (P + eps) and q = N F, the derivatives by inv_s sdf and inv_s half are -q (P - N + eps (1 - P) F) and
+    -q (1 - N + P (1 - P) F), again without a difference of nearly equal numbers.
+
     Args:
         sdf, cosine, delta: [R, S]; cosine is direction . gradient.
         inv_s: [] sharpness.
@@ -50,9 +55,13 @@ class Neus:
         if ratio < 1:
             slope = slope * ratio - (0.5 - 0.5 * cosine).clamp_min(0) * (1 - ratio)
         self.half = slope * delta / 2
-        self.before = torch.sigmoid((sdf - self.half) * inv_s)
-        self.after = torch.sigmoid((sdf + self.half) * inv_s)
-        self.alpha = (self.before - self.after + NEUS_ALPHA_EPS) / (self.before + NEUS_ALPHA_EPS)
+        before, after = (sdf - self.half) * inv_s, (sdf + self.half) * inv_s
+        self.before, self.after = torch.sigmoid(before), torch.sigmoid(after)
+        self.not_before, self.not_after = torch.sigmoid(before.neg_()), torch.sigmoid(after.neg_())
+        # Of an interval that goes backwards, which no sampler makes, the exponential might overflow.
+        steps = torch.expm1((self.half * inv_s).mul_(2).clamp_max_(0)).mul_(self.before).mul_(self.not_after).neg_()
+        self.drop = torch.where(self.half > 0, self.before - self.after, steps)
+        self.alpha = (self.drop + NEUS_ALPHA_EPS) / (self.before + NEUS_ALPHA_EPS)
 
     def mask(self, hit: Tensor) -> None:
         """Make rays outside `hit` [R] transparent."""
@@ -69,15 +78,16 @@ class Neus:
         alpha_bar = self.transmittance * weights_bar - behind / (1 - self.alpha + TRANSMITTANCE_EPS)
         if hit is not None:
             alpha_bar = alpha_bar * hit.unsqueeze(-1)
-        denominator = self.before + NEUS_ALPHA_EPS
-        before_arg = alpha_bar * self.after / denominator**2 * self.before * (1 - self.before)
-        after_arg = -alpha_bar / denominator * self.after * (1 - self.after)
-        sharpness = (before_arg * (self.sdf - self.half) + after_arg * (self.sdf + self.half)).sum()
+        over = (self.before + NEUS_ALPHA_EPS).reciprocal_()
+        passed = alpha_bar * self.after * over
+        flat = self.not_before * over
+        sdf = -passed * (self.drop + NEUS_ALPHA_EPS * flat)
+        half = -passed * (self.not_after + self.before * flat)
+        sharpness = (sdf * self.sdf + half * self.half).sum()
         turn = (self.cosine < 0).to(self.cosine.dtype) * self.ratio
         if self.ratio < 1:
             turn = turn + (self.cosine < 1).to(turn.dtype) * (0.5 * (1 - self.ratio))
-        cosine = self.inv_s * (after_arg - before_arg) * self.delta / 2 * turn
-        return OpacityBar(self.inv_s * (before_arg + after_arg), cosine, sharpness)
+        return OpacityBar(self.inv_s * sdf, self.inv_s * half * self.delta / 2 * turn, sharpness)
 
 
 class Volsdf:

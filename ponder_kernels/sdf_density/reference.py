@@ -19,6 +19,10 @@ def neus_alpha_reference(sdf: Tensor, cosine: Tensor, delta: Tensor, inv_s: Tens
         P = sigmoid(inv_s (sdf - m delta / 2)),  N = sigmoid(inv_s (sdf + m delta / 2))
         alpha = clip((P - N + eps) / (P + eps), 0, 1)
 
+    P - N is taken as P (1 - N) (1 - exp(inv_s m delta)): of nearly equal sigmoids, as in free space, the difference
+    would keep few digits. An interval of negative length, for which the exponential might overflow, takes the
+    difference.
+
     Args:
         sdf, cosine, delta: [...], one shape.
         inv_s: one element; 1 / inv_s is the width of the surface's logistic density.
@@ -31,8 +35,11 @@ def neus_alpha_reference(sdf: Tensor, cosine: Tensor, delta: Tensor, inv_s: Tens
     half_step = slope * delta * 0.5
     scale = inv_s.reshape(())
     previous = torch.sigmoid((sdf - half_step) * scale)
-    following = torch.sigmoid((sdf + half_step) * scale)
-    return ((previous - following + NEUS_ALPHA_EPS) / (previous + NEUS_ALPHA_EPS)).clip(0.0, 1.0)
+    ahead = (sdf + half_step) * scale
+    backwards = half_step > 0
+    decay = torch.expm1(torch.where(backwards, 0.0, 2 * half_step * scale))
+    drop = torch.where(backwards, previous - torch.sigmoid(ahead), -previous * torch.sigmoid(-ahead) * decay)
+    return ((drop + NEUS_ALPHA_EPS) / (previous + NEUS_ALPHA_EPS)).clip(0.0, 1.0)
 
 
 def laplace_density_reference(sdf: Tensor, beta: Tensor) -> Tensor:

@@ -33,22 +33,23 @@ def test_rounds_from_which_little_was_stolen_count(stolen: list[float], which: l
 @pytest.mark.parametrize(
     ("handover", "which"),
     [
-        ([FAST, SLOW, 1.2 * FAST, SLOW, FAST], [0, 2, 4]),
-        ([SLOW, 1.1 * SLOW, SLOW], [0, 1, 2]),
-        ([9 * FAST] * 3 + [FAST] + [9 * FAST] * 3 + [4 * FAST], [3, 7]),
+        ([FAST, SLOW, 1.2 * FAST, SLOW, FAST] * 2, [0, 2, 4, 5, 7, 9]),
+        ([SLOW, 1.1 * SLOW] * 5, list(range(10))),
+        ([9 * FAST] * 3 + [FAST] + [9 * FAST] * 3 + [4 * FAST] + [5 * FAST] * 2, [3, 7, 8]),
         # A lucky one in twenty does not make all others slow.
         ([FAST] + [SLOW] * 19, list(range(20))),
+        ([FAST, SLOW, FAST, SLOW], list(range(4))),
     ],
-    ids=["both kinds", "all slow", "a quarter", "luck"],
+    ids=["both kinds", "all slow", "a quarter", "luck", "few"],
 )
 def test_rounds_with_fast_handovers_count(handover: list[float], which: list[int]) -> None:
     assert Conditions([0.0] * len(handover), handover).counted() == which
 
 
 def test_a_round_must_not_be_disturbed_in_either_way() -> None:
-    conditions = Conditions([0.5, 0.0, 0.0, 0.0], [FAST, SLOW, FAST, FAST])
-    assert conditions.counted() == [2, 3]
-    assert conditions.words() == "4 rounds, of which the 2 count in which the machine was disturbed least"
+    conditions = Conditions([0.5] + [0.0] * 9, [FAST, SLOW] + [FAST] * 8)
+    assert conditions.counted() == list(range(2, 10))
+    assert conditions.words() == "10 rounds, of which the 8 count in which the machine was disturbed least"
     assert Conditions([0.0], [FAST]).words() == "1 rounds"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -65,16 +66,16 @@ def test_evaluation_equals_ponderv2(name: str) -> None:
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-@pytest.mark.parametrize("name", ["indoor", "outdoor", "indoor-volsdf"])
-def test_float32_is_as_near_to_float64_as_ponderv2_is(
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_float32_is_nearer_to_float64_than_ponderv2_is(
     name: str, training: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both in float32 against PonderV2 in float64, with the same random draws.
+    """Both in float32 against PonderV2 in float64, with the same random draws, on many rays.
 
-    Where the SDF is flat PonderV2's opacity is a difference of nearly equal sigmoids, of which float32 keeps two or
-    three digits; there the yardstick is what its own code loses.
+    PonderV2's own loss is the yardstick where one sample in thousands moves beyond a face of a voxel, and for numbers
+    of single samples: where they crowd, float32 keeps a few digits of their distances to each other.
     """
-    scenario = SCENARIOS[name]
+    scenario = replace(SCENARIOS[name], rays=80)
     theirs, ours = compare(scenario, torch.float32, training)
     rays, targets = rays_of(scenario, torch.float64), targets_of(scenario, torch.float64)
     volumes = volumes_of(scenario, torch.float64)
@@ -85,7 +86,10 @@ def test_float32_is_as_near_to_float64_as_ponderv2_is(
     for label, got, want, true, is_gradient in _with_truth(ours, theirs, truth):
         tolerance = F32_GRADIENTS if is_gradient else F32_OUTPUTS
         error, other = relative(got, true), relative(want, true)
-        assert error <= max(tolerance, 3 * other), f"{label}: {error:.1e}, PonderV2 {other:.1e}"
+        if not label.startswith("losses "):
+            # Nine in ten are nearer; of the others the difference of two roundings decides.
+            tolerance = max(tolerance, 2 * other)
+        assert error <= tolerance, f"{label}: {error:.1e}, PonderV2 {other:.1e}"
 
 
 def _with_truth(ours: Result, theirs: Result, truth: Result) -> Iterator[tuple[str, Tensor, Tensor, Tensor, bool]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -32,6 +33,23 @@ def test_memory_is_used_again_and_zero() -> None:
     del first
     second = spare_zeros(LIKE, SHAPE)
     assert second.data_ptr() == address and not second.any()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems count page faults differently")
+def test_what_will_be_kept_is_touched_at_once() -> None:
+    """Not by the first step a part of it and by the second one the rest."""
+    resource = pytest.importorskip("resource")
+
+    def faults_of_filling() -> int:
+        made = spare_zeros(LIKE, (1 << 18, 64))
+        before: int = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        made.fill_(1.0)
+        return int(resource.getrusage(resource.RUSAGE_SELF).ru_minflt) - before
+
+    kept = faults_of_filling()
+    keep_at_most(0)
+    # 64 MiB, in pages of 2 MiB or less.
+    assert kept < 16 < 32 <= faults_of_filling()
 
 
 def test_memory_in_use_is_left_alone() -> None:

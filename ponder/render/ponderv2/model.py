@@ -73,12 +73,13 @@ class SurfaceModel(nn.Module, ABC):
         weights = self.field.weights(len(volumes))
         queries = FieldQueries(lambda where: self.field.sdf(where, volumes, weights), self.field.laplace_density)
         sampled = self.sampler(self.collider(ray_bundle), queries)
+        edges = sampled.samples.rounded()
         rendered = render_rays(
             volumes,
             weights,
             ray_bundle.origins[None],
             ray_bundle.directions[None],
-            sampled.samples.edges[None],
+            edges[None],
             self.sharpness(),
             unit_box(ray_bundle.origins),
             opacity=self.opacity,
@@ -89,7 +90,8 @@ class SurfaceModel(nn.Module, ABC):
             normal_floor=NORMALIZE_FLOOR,
             per_sample=True,
         )
-        preds = self._images(rendered, sampled.samples.starts) | _samples(rendered, sampled)
+        starts = edges[:, :-1]
+        preds = self._images(rendered, starts) | _samples(rendered, sampled, starts)
         if self.loss.weight("sparse_points_sdf_loss") > 0:
             if points is None:
                 raise ValueError("points: sparse_points_sdf_loss is on but none were given")
@@ -121,7 +123,7 @@ class SurfaceModel(nn.Module, ABC):
         return images | {"depth": depth, "normal": rendered.normal.squeeze(0)}
 
 
-def _samples(rendered: RenderedRays, sampled: SampledRays) -> dict[str, Tensor]:
+def _samples(rendered: RenderedRays, sampled: SampledRays, starts: Tensor) -> dict[str, Tensor]:
     """What was found along the rays."""
     per_sample = rendered.samples
     assert per_sample is not None
@@ -130,10 +132,10 @@ def _samples(rendered: RenderedRays, sampled: SampledRays) -> dict[str, Tensor]:
         "weights": per_sample.weights.squeeze(0)[..., None],
         "sdf": per_sample.sdf.squeeze(0)[..., None],
         "gradients": per_sample.gradient.squeeze(0),
-        "z_vals": sampled.samples.starts[..., None],
+        "z_vals": starts[..., None],
         "sampled_points": sampled.samples.points(),
         "init_sampled_points": sampled.initial_points,
-        "init_weights": None if first is None else first[..., None],
+        "init_weights": None if first is None else first.to(starts.dtype)[..., None],
         "new_sampled_points": sampled.new_points,
     }
     return {name: value for name, value in found.items() if value is not None}

@@ -53,9 +53,12 @@ class RayBundle:
 class RaySamples:
     """S neighbouring intervals on each ray. A sample stands at the START of its interval, as in PonderV2.
 
+    Distances are float64 whatever the rays are: new samples crowd where the distribution of the old ones is steep, and
+    so do its rounding errors (float32 moves some by 1e-3 of their distance to each other).
+
     Attributes:
         rays: R rays.
-        edges: [R, S + 1] distances from the origin, ascending.
+        edges: [R, S + 1] float64 distances from the origin, ascending.
         units: [R, S + 1] the edges in the units of the spacing, 0 at near and 1 at far; None after `merge_distances`.
         to_distance: maps units [R, K] to distances [R, K].
     """
@@ -76,14 +79,19 @@ class RaySamples:
         return self.edges[:, 1:] - self.edges[:, :-1]
 
     def points(self) -> Tensor:
-        """[R, S, 3] origin + direction * start."""
-        return (self.rays.directions[:, None] * self.starts[..., None]).add_(self.rays.origins[:, None])
+        """[R, S, 3] origin + direction * start, in the dtype of the rays."""
+        along = self.rays.directions[:, None] * self.starts[..., None]
+        return along.add_(self.rays.origins[:, None]).to(self.rays.origins.dtype)
 
     def known_units(self) -> tuple[Tensor, TensorMap]:
         """`units` and `to_distance`; ValueError where they are unknown."""
         if self.units is None or self.to_distance is None:
             raise ValueError("RaySamples: samples merged by distance have no units to resample in")
         return self.units, self.to_distance
+
+    def rounded(self) -> Tensor:
+        """`edges` in the dtype of the rays; still ascending."""
+        return self.edges.to(self.rays.origins.dtype)
 
     def moved(self, units: Tensor) -> RaySamples:
         """Other intervals on the same rays, from edges [R, K + 1] in the same units."""

@@ -1,7 +1,7 @@
 """Samples along rays: evenly spaced, drawn from weights, and NeuS's and UNISURF's ways of combining the two.
 
-Sampling is done without gradients. Random numbers come from torch's global generator, in PonderV2's order and shapes,
-so that one seed gives PonderV2's samples.
+Sampling is done without gradients, in float64 but for the SDF (see `RaySamples`). Random numbers come from torch's
+global generator, in PonderV2's order, shapes and dtype, so that one seed gives PonderV2's samples.
 """
 
 from __future__ import annotations
@@ -69,9 +69,10 @@ class Jitter(NamedTuple):
     stratified: bool
     single: bool
 
-    def draw(self, rows: Tensor, count: int) -> Tensor:
-        """[R, count] or [R, 1] uniform numbers for R rows."""
-        return torch.rand((len(rows), 1 if self.single else count), dtype=rows.dtype, device=rows.device)
+    def draw(self, rays: RayBundle, count: int) -> Tensor:
+        """[R, count] or [R, 1] uniform numbers of the dtype of the rays."""
+        like = rays.origins
+        return torch.rand((len(like), 1 if self.single else count), dtype=like.dtype, device=like.device)
 
 
 class SpacedSampler(nn.Module):
@@ -91,7 +92,7 @@ class SpacedSampler(nn.Module):
 
     def forward(self, rays: RayBundle, count: int) -> RaySamples:
         """`count` samples between the limits of the rays."""
-        nears, fars = rays.limits()
+        nears, fars = (limit.double() for limit in rays.limits())
         f_near, f_far = self.spacing(nears), self.spacing(fars)
 
         def to_distance(units: Tensor) -> Tensor:
@@ -101,7 +102,7 @@ class SpacedSampler(nn.Module):
         if self.jitter.stratified and self.training:
             middle = (units[1:] + units[:-1]) / 2.0
             lower, upper = torch.cat((units[:1], middle)), torch.cat((middle, units[-1:]))
-            units = ((upper - lower) * self.jitter.draw(nears, count + 1)).add_(lower)
+            units = ((upper - lower) * self.jitter.draw(rays, count + 1)).add_(lower)
         else:
             units = units.expand(len(nears), -1)
         return RaySamples(rays, to_distance(units), units, to_distance)
@@ -115,11 +116,11 @@ class PDFSampler(nn.Module):
         self.jitter = jitter
 
     def forward(self, samples: RaySamples, weights: Tensor, count: int) -> RaySamples:
-        """`count` new intervals, for weights [R, S] of the old ones."""
+        """`count` new intervals, for float64 weights [R, S] of the old ones."""
         places = count + 1
         even = torch.linspace(0.0, 1.0 - 1.0 / places, places, dtype=weights.dtype, device=weights.device)
         if self.jitter.stratified and self.training:
-            even = even + self.jitter.draw(weights, places) / places
+            even = even + self.jitter.draw(samples.rays, places) / places
         else:
             even = (even + 1.0 / (2 * places)).expand(len(weights), -1)
         return samples.moved(invert_distribution(samples.known_units()[0], weights, even.contiguous()))
@@ -179,7 +180,7 @@ class NeuSSampler(nn.Module):
         sdf, order, first_weights = None, None, None
         for step in range(self.num_upsample_steps):
             # Starts survive a merge, so only the SDF at the new points is asked for.
-            found = field.sdf(points[-1])
+            found = field.sdf(points[-1]).double()
             sdf = found if sdf is None or order is None else torch.cat((sdf, found), -1).gather(1, order)
             alpha = sampler_alpha(sdf, samples.deltas[:, :-1], self.base_variance * 2**step)
             weights = nn.functional.pad(neus_weights(alpha), (0, 1))
@@ -223,7 +224,7 @@ class UniSurfSampler(nn.Module):
         """num_samples_interval + num_samples_importance samples per ray; `new_points` are all of them."""
         march = self.initial_sampler(rays, self.num_marching_steps)
         points = march.points()
-        sdf = field.sdf(points)
+        sdf = field.sdf(points).double()
         weights = neus_weights(torch.sigmoid(-OCCUPANCY_SHARPNESS * sdf))
         drawn = self.pdf_sampler(march, weights, self.num_samples_importance)
         around = self.initial_sampler(self._narrowed(rays, sdf, march.starts), self.num_samples_interval)
@@ -241,6 +242,6 @@ class UniSurfSampler(nn.Module):
         reach = (fars - nears) * self.delta
         return replace(
             rays,
-            nears=torch.where(found, torch.maximum(depth - reach, nears), nears),
-            fars=torch.where(found, torch.minimum(depth + reach, fars), fars),
+            nears=torch.where(found, torch.maximum(depth - reach, nears), nears).to(nears.dtype),
+            fars=torch.where(found, torch.minimum(depth + reach, fars), fars).to(fars.dtype),
         )
