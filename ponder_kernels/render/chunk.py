@@ -46,7 +46,7 @@ class Settings:
     """What does not depend on tensors.
 
     Attributes:
-        model: "neus" or "volsdf".
+        model: a name of `opacity.MODELS`.
         middles: samples at the middles of the bins (True) or at their starts.
         cos_anneal_ratio: of the NeuS slope.
         normal_floor: smallest norm that a gradient is divided by.

@@ -124,7 +124,8 @@ def render_rays(
         edges: [B, R, S + 1] sorted distances of the bin edges.
         sharpness: [] positive; inv_s of NeuS (in 1 / unit of the points) or beta of VolSDF.
         box: [B, 2, 3] region that each volume spans.
-        opacity: "neus" or "volsdf".
+        opacity: "neus", "volsdf", or "neus-plain": NeuS with the roundings of PonderV2's code, which subtracts nearly
+            equal sigmoids; in float32 few digits are left of small opacities. The Triton kernels take it for "neus".
         cos_anneal_ratio: of NeuS, in [0, 1].
         hit: [B, R] bool, rays to render; the others give zeros. None: all.
         targets: measured depths for the free-space and SDF terms; None leaves both 0.

@@ -12,8 +12,6 @@ from torch import Tensor
 
 from ponder_kernels._constants import NEUS_ALPHA_EPS, TRANSMITTANCE_EPS
 
-MODELS = ("neus", "volsdf")
-
 
 class OpacityBar(NamedTuple):
     """Derivatives by sdf and cosine [R, S] and by the sharpness []."""
@@ -55,13 +53,23 @@ class Neus:
         if ratio < 1:
             slope = slope * ratio - (0.5 - 0.5 * cosine).clamp_min(0) * (1 - ratio)
         self.half = slope * delta / 2
-        before, after = (sdf - self.half) * inv_s, (sdf + self.half) * inv_s
+        self.alpha = self._alpha((sdf - self.half) * inv_s, (sdf + self.half) * inv_s)
+
+    def _alpha(self, before: Tensor, after: Tensor) -> Tensor:
+        """Opacities from the arguments of P and N."""
         self.before, self.after = torch.sigmoid(before), torch.sigmoid(after)
         self.not_before, self.not_after = torch.sigmoid(before.neg_()), torch.sigmoid(after.neg_())
         # Of an interval that goes backwards, which no sampler makes, the exponential might overflow.
-        steps = torch.expm1((self.half * inv_s).mul_(2).clamp_max_(0)).mul_(self.before).mul_(self.not_after).neg_()
-        self.drop = torch.where(self.half > 0, self.before - self.after, steps)
-        self.alpha = (self.drop + NEUS_ALPHA_EPS) / (self.before + NEUS_ALPHA_EPS)
+        steps = torch.expm1((self.half * self.inv_s).mul_(2).clamp_max_(0)).mul_(self.before).mul_(self.not_after)
+        self.drop = torch.where(self.half > 0, self.before - self.after, steps.neg_())
+        return (self.drop + NEUS_ALPHA_EPS) / (self.before + NEUS_ALPHA_EPS)
+
+    def _by_arguments(self, alpha_bar: Tensor) -> tuple[Tensor, Tensor]:
+        """Derivatives by inv_s sdf and by inv_s half."""
+        over = (self.before + NEUS_ALPHA_EPS).reciprocal_()
+        passed = alpha_bar * self.after * over
+        flat = self.not_before * over
+        return -passed * (self.drop + NEUS_ALPHA_EPS * flat), -passed * (self.not_after + self.before * flat)
 
     def mask(self, hit: Tensor) -> None:
         """Make rays outside `hit` [R] transparent."""
@@ -78,16 +86,26 @@ class Neus:
         alpha_bar = self.transmittance * weights_bar - behind / (1 - self.alpha + TRANSMITTANCE_EPS)
         if hit is not None:
             alpha_bar = alpha_bar * hit.unsqueeze(-1)
-        over = (self.before + NEUS_ALPHA_EPS).reciprocal_()
-        passed = alpha_bar * self.after * over
-        flat = self.not_before * over
-        sdf = -passed * (self.drop + NEUS_ALPHA_EPS * flat)
-        half = -passed * (self.not_after + self.before * flat)
+        sdf, half = self._by_arguments(alpha_bar)
         sharpness = (sdf * self.sdf + half * self.half).sum()
         turn = (self.cosine < 0).to(self.cosine.dtype) * self.ratio
         if self.ratio < 1:
             turn = turn + (self.cosine < 1).to(turn.dtype) * (0.5 * (1 - self.ratio))
         return OpacityBar(self.inv_s * sdf, self.inv_s * half * self.delta / 2 * turn, sharpness)
+
+
+class PlainNeus(Neus):
+    """The same with P - N subtracted, and the derivatives by P and N added: the roundings of PonderV2's code."""
+
+    def _alpha(self, before: Tensor, after: Tensor) -> Tensor:
+        self.before, self.after = torch.sigmoid(before), torch.sigmoid(after)
+        return (self.before - self.after + NEUS_ALPHA_EPS) / (self.before + NEUS_ALPHA_EPS)
+
+    def _by_arguments(self, alpha_bar: Tensor) -> tuple[Tensor, Tensor]:
+        denominator = self.before + NEUS_ALPHA_EPS
+        before = alpha_bar * self.after / denominator**2 * self.before * (1 - self.before)
+        after = -alpha_bar / denominator * self.after * (1 - self.after)
+        return before + after, after - before
 
 
 class Volsdf:
@@ -132,8 +150,10 @@ class Volsdf:
 
 
 Opacity = Neus | Volsdf
+_MODELS: dict[str, type[Neus] | type[Volsdf]] = {"neus": Neus, "neus-plain": PlainNeus, "volsdf": Volsdf}
+MODELS = tuple(_MODELS)
 
 
 def opacity(model: str, sdf: Tensor, cosine: Tensor, delta: Tensor, sharpness: Tensor, ratio: float) -> Opacity:
     """The opacity model by name."""
-    return (Neus if model == "neus" else Volsdf)(sdf, cosine, delta, sharpness, ratio)
+    return _MODELS[model](sdf, cosine, delta, sharpness, ratio)

@@ -67,7 +67,7 @@ def _decode(
 def _weights(
     opacity: str, sdf: Tensor, cosine: Tensor, delta: Tensor, sharpness: Tensor, ratio: float, hit: Tensor
 ) -> Tensor:
-    if opacity == "neus":
+    if opacity != "volsdf":
         alpha = neus_alpha_reference(sdf, cosine, delta, sharpness, ratio) * hit
         factors = 1 - alpha + TRANSMITTANCE_EPS
         return alpha * torch.cat([torch.ones_like(factors[..., :1]), factors[..., :-1].cumprod(-1)], -1)

@@ -116,9 +116,11 @@ def run(model: Any, bundle: Any, volumes: list[Tensor], targets: dict[str, Tenso
     return Result(dict(preds), dict(losses), grads)
 
 
-def compare(scenario: Scenario, dtype: torch.dtype, training: bool) -> tuple[Result, Result]:
+def compare(
+    scenario: Scenario, dtype: torch.dtype, training: bool, parity: Parity | None = None
+) -> tuple[Result, Result]:
     """Results of the baseline and of the drop-in."""
-    theirs, ours = models(scenario.config, dtype)
+    theirs, ours = models(scenario.config, dtype, parity)
     origins, directions = rays_of(scenario, dtype)
     targets = targets_of(scenario, dtype)
     rest = (volumes_of(scenario, dtype), targets)

@@ -213,6 +213,26 @@ def test_parts_must_be_dictionaries() -> None:
             build_renderer(changed(INDOOR, **{path: [1]}))
 
 
+@pytest.mark.parametrize("name", ["indoor", "indoor-volsdf"])
+def test_plain_rounding(name: str) -> None:
+    """On: samples are drawn in the dtype of the rays; off: in float64, from the same random numbers."""
+    config, found = SCENARIOS[name].config, {}
+    rays, volumes = rays_of(SCENARIOS[name], torch.float32), volumes_of(SCENARIOS[name], torch.float32)
+    for plain in (True, False):
+        model = built(config, torch.float32, plain_rounding=plain).train()
+        drawn: list[torch.dtype] = []
+        model.sampler.register_forward_hook(lambda *a, drawn=drawn: drawn.append(a[2].samples.edges.dtype))
+        torch.manual_seed(0)
+        found[plain] = model(RayBundle(*rays), volumes)
+        assert drawn == [torch.float32 if plain else torch.float64]
+        assert model.opacity == ("volsdf" if name.endswith("volsdf") else "neus-plain" if plain else "neus")
+    plain, exact = found[True], found[False]
+    assert all(value.dtype == torch.float32 and value.shape == plain[key].shape for key, value in exact.items())
+    torch.testing.assert_close(exact["init_sampled_points"], plain["init_sampled_points"], rtol=0, atol=1e-6)
+    assert not torch.equal(exact["z_vals"], plain["z_vals"])
+    torch.testing.assert_close(exact["depth"], plain["depth"], rtol=1e-3, atol=1e-4)
+
+
 def test_bad_rays() -> None:
     ones = torch.ones(4, 3)
     for arguments, error, message in (
@@ -221,6 +241,7 @@ def test_bad_rays() -> None:
         ((ones, ones, ones), ValueError, r"RayBundle.nears: expected shape \[R, 1\]"),
         ((ones.half(), ones.half()), TypeError, "RayBundle.origins: expected a float32 or float64 tensor"),
         ((ones, ones.double()), TypeError, "RayBundle.directions: expected the dtype of origins"),
+        ((ones.double(), ones.double(), ones[:, :1]), TypeError, "RayBundle.nears: expected the dtype of origins"),
         ((ones, None), TypeError, "RayBundle.directions: expected a float32 or float64 tensor, got NoneType"),
     ):
         with pytest.raises(error, match=message):

@@ -16,6 +16,7 @@ from ponder_kernels import render_rays
 from ponder_kernels.render import op as op_module
 from ponder_kernels.render import registered
 from ponder_kernels.render.chunk import Renderer
+from ponder_kernels.render.opacity import MODELS
 from ponder_kernels.render.reference import render_rays_reference
 from ponder_kernels.render.registered import chunk_rays
 from tests.kernels.render_cases import UNIT_CUBE, Case, Shape, gradients, make_case, values_of, with_leaves
@@ -43,6 +44,7 @@ SHAPES = {
     "two-shared-volumes": Shape(volumes=2, points=True, shared=True, sdf_hidden=(5, 5)),
     "no-geometry": Shape(geometry=0),
     "colour-only": Shape(semantic_hidden=None),
+    "plain": Shape(options={"opacity": "neus-plain"}),
     "volsdf": Shape(sharpness=0.2, options={"opacity": "volsdf"}),
     "normalised": Shape(points=True, options={"normalise": UNIT_CUBE}),
     "annealed": Shape(options={"cos_anneal_ratio": 0.3}),
@@ -144,7 +146,7 @@ def test_missed_rays_are_black_and_without_gradient() -> None:
     assert all(g is None or not g.any() for g in found)
 
 
-@pytest.mark.parametrize("model", ["neus", "volsdf"])
+@pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("sharpness", [1e-4, 1e6])
 @pytest.mark.parametrize("scale", [0.0, 1e4], ids=["flat", "steep"])
 def test_hostile_fields_stay_finite(sharpness: float, scale: float, model: str) -> None:
@@ -338,7 +340,7 @@ def test_chunk_rays() -> None:
         ({"sharpness": torch.ones(1)}, r"sharpness: expected shape \[\]"),
         ({"hit": torch.ones(2, 3, dtype=torch.bool)}, "hit: expected shape"),
         ({"padding": "wrap"}, "padding: expected one of zeros, border, got 'wrap'"),
-        ({"opacity": "nerf"}, "opacity: expected one of neus, volsdf, got 'nerf'"),
+        ({"opacity": "nerf"}, "opacity: expected one of neus, neus-plain, volsdf, got 'nerf'"),
         ({"sample_at": "end"}, "sample_at: expected one of middle, start, got 'end'"),
         ({"chunk_bytes": 0}, "chunk_bytes: expected a positive number"),
     ],

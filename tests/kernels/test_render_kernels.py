@@ -26,6 +26,7 @@ SHAPES = {
         semantic_hidden=(5, 4, 5), options={"normalise": UNIT_CUBE, "padding": "zeros"},
     ),
     "colour-only": Shape(semantic_hidden=None),
+    "plain": Shape(options={"opacity": "neus-plain"}),
     "volsdf": Shape(sharpness=0.2, options={"opacity": "volsdf", "sample_at": "start"}),
     "annealed-per-sample": Shape(options={"cos_anneal_ratio": 0.3, "per_sample": True}, hit=False),
     "affine-sdf": Shape(sdf_hidden=(), channels=5),

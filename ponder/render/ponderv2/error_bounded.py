@@ -90,7 +90,7 @@ class ErrorBoundedSampler(nn.Module):
         beta = self._safe_beta(samples.deltas)
         sdf, order, first_weights = None, None, None
         for remaining in reversed(range(self.max_total_iters)):
-            found = field.sdf(points).double()
+            found = field.sdf(points).to(samples.edges.dtype)
             sdf = found if sdf is None or order is None else torch.cat((sdf, found), -1).gather(1, order)
             march = _March(sdf, samples.deltas, distance_bound(sdf, samples.deltas))
             beta = self._tightened(march, field.density, learned, beta)

@@ -32,7 +32,7 @@ class SurfaceModel(nn.Module, ABC):
         Zhu et al., PonderV2, arXiv 2310.08586, section 3.3.
     """
 
-    opacity = "neus"
+    opacity: str
 
     def __init__(
         self, field: SDFField, collider: Collider, sampler: RaySampler, loss: LossConfig, parity: Parity | None = None
@@ -72,7 +72,8 @@ class SurfaceModel(nn.Module, ABC):
         volumes = self.field.prepare(volume_feature, ray_bundle.origins.dtype)
         weights = self.field.weights(len(volumes))
         queries = FieldQueries(lambda where: self.field.sdf(where, volumes, weights), self.field.laplace_density)
-        sampled = self.sampler(self.collider(ray_bundle), queries)
+        limited = self.collider(ray_bundle)
+        sampled = self.sampler(limited if self.parity.plain_rounding else limited.in_float64(), queries)
         edges = sampled.samples.rounded()
         rendered = render_rays(
             volumes,
@@ -143,6 +144,10 @@ def _samples(rendered: RenderedRays, sampled: SampledRays, starts: Tensor) -> di
 
 class NeuSModel(SurfaceModel):
     """Opacity from the change of the SDF along the ray (NeuS, arXiv 2106.10689)."""
+
+    @property
+    def opacity(self) -> str:  # type: ignore[override]
+        return "neus-plain" if self.parity.plain_rounding else "neus"
 
     def sharpness(self) -> Tensor:
         return self.field.inv_s()

@@ -34,6 +34,10 @@ class Parity:
             whose centres, as the renderer places them, are nearest.
         cycled_momentum: the one-cycle schedule also moves the momentum, whatever the optimiser was given. False: the
             momentum is the optimiser's.
+        plain_rounding: in float32 samples are drawn in float32, and opacities are differences of nearly equal sigmoids:
+            the operations and roundings of PonderV2's code, so that its samples come out to the last digit where a last
+            digit does not decide. False: samples are drawn in float64 and opacities keep their digits, which is nearer
+            to what the formulas say (opacities on the Triton backend always do).
         reinterpreted_kernels: kernels of 1x1x1 sparse convolutions, stored [out, in], are read as if they were [in,
             out]. Released weights rely on it. False: they are transposed.
     """
@@ -49,6 +53,7 @@ class Parity:
     no_target_for_class_zero: bool = True
     mismatched_grids: bool = True
     cycled_momentum: bool = True
+    plain_rounding: bool = True
     reinterpreted_kernels: bool = True
 
     @classmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,7 +18,8 @@ class RayBundle:
     Attributes:
         origins: [R, 3] in the coordinates of the collider's box.
         directions: [R, 3] unit vectors.
-        nears, fars: [R, 1] distances between which a ray is sampled; a collider sets them where they are None.
+        nears, fars: [R, 1] distances between which a ray is sampled; a collider sets them where they are None. They may
+            be float64 where the rays are float32: samples are then drawn in float64.
 
     Raises:
         TypeError, ValueError: an entry that is no float32 or float64 tensor, or of a shape or dtype that does not fit.
@@ -37,7 +38,7 @@ class RayBundle:
             if not isinstance(value, Tensor) or value.dtype not in (torch.float32, torch.float64):
                 found = value.dtype if isinstance(value, Tensor) else type(value).__name__
                 raise TypeError(f"RayBundle.{name}: expected a float32 or float64 tensor, got {found}")
-            if value.dtype != self.origins.dtype:
+            if value.dtype != self.origins.dtype and (width == 3 or value.dtype != torch.float64):
                 raise TypeError(f"RayBundle.{name}: expected the dtype of origins, got {value.dtype}")
             if value.shape != (len(self.origins) if self.origins.dim() else 0, width):
                 raise ValueError(f"RayBundle.{name}: expected shape [R, {width}], got {list(value.shape)}")
@@ -48,17 +49,22 @@ class RayBundle:
             raise ValueError("RayBundle: nears and fars are unknown; pass the rays through a collider first")
         return self.nears, self.fars
 
+    def in_float64(self) -> RayBundle:
+        """The same rays with float64 limits."""
+        nears, fars = self.limits()
+        return replace(self, nears=nears.double(), fars=fars.double())
+
 
 @dataclass(frozen=True, eq=False)
 class RaySamples:
     """S neighbouring intervals on each ray. A sample stands at the START of its interval, as in PonderV2.
 
-    Distances are float64 whatever the rays are: new samples crowd where the distribution of the old ones is steep, and
-    so do its rounding errors (float32 moves some by 1e-3 of their distance to each other).
+    Distances are of the dtype of the rays' limits. In float32 some are off by 1e-3 of their distance to each other: new
+    samples crowd where the distribution of the old ones is steep, and so do its rounding errors.
 
     Attributes:
         rays: R rays.
-        edges: [R, S + 1] float64 distances from the origin, ascending.
+        edges: [R, S + 1] distances from the origin, ascending.
         units: [R, S + 1] the edges in the units of the spacing, 0 at near and 1 at far; None after `merge_distances`.
         to_distance: maps units [R, K] to distances [R, K].
     """

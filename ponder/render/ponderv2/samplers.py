@@ -1,6 +1,6 @@
 """Samples along rays: evenly spaced, drawn from weights, and NeuS's and UNISURF's ways of combining the two.
 
-Sampling is done without gradients, in float64 but for the SDF (see `RaySamples`). Random numbers come from torch's
+Sampling is done without gradients, in the dtype of the rays' limits but for the SDF. Random numbers come from torch's
 global generator, in PonderV2's order, shapes and dtype, so that one seed gives PonderV2's samples.
 """
 
@@ -92,7 +92,7 @@ class SpacedSampler(nn.Module):
 
     def forward(self, rays: RayBundle, count: int) -> RaySamples:
         """`count` samples between the limits of the rays."""
-        nears, fars = (limit.double() for limit in rays.limits())
+        nears, fars = rays.limits()
         f_near, f_far = self.spacing(nears), self.spacing(fars)
 
         def to_distance(units: Tensor) -> Tensor:
@@ -116,7 +116,7 @@ class PDFSampler(nn.Module):
         self.jitter = jitter
 
     def forward(self, samples: RaySamples, weights: Tensor, count: int) -> RaySamples:
-        """`count` new intervals, for float64 weights [R, S] of the old ones."""
+        """`count` new intervals, for weights [R, S] of the old ones."""
         places = count + 1
         even = torch.linspace(0.0, 1.0 - 1.0 / places, places, dtype=weights.dtype, device=weights.device)
         if self.jitter.stratified and self.training:
@@ -180,7 +180,7 @@ class NeuSSampler(nn.Module):
         sdf, order, first_weights = None, None, None
         for step in range(self.num_upsample_steps):
             # Starts survive a merge, so only the SDF at the new points is asked for.
-            found = field.sdf(points[-1]).double()
+            found = field.sdf(points[-1]).to(samples.edges.dtype)
             sdf = found if sdf is None or order is None else torch.cat((sdf, found), -1).gather(1, order)
             alpha = sampler_alpha(sdf, samples.deltas[:, :-1], self.base_variance * 2**step)
             weights = nn.functional.pad(neus_weights(alpha), (0, 1))
@@ -224,7 +224,7 @@ class UniSurfSampler(nn.Module):
         """num_samples_interval + num_samples_importance samples per ray; `new_points` are all of them."""
         march = self.initial_sampler(rays, self.num_marching_steps)
         points = march.points()
-        sdf = field.sdf(points).double()
+        sdf = field.sdf(points).to(march.edges.dtype)
         weights = neus_weights(torch.sigmoid(-OCCUPANCY_SHARPNESS * sdf))
         drawn = self.pdf_sampler(march, weights, self.num_samples_importance)
         around = self.initial_sampler(self._narrowed(rays, sdf, march.starts), self.num_samples_interval)
@@ -242,6 +242,6 @@ class UniSurfSampler(nn.Module):
         reach = (fars - nears) * self.delta
         return replace(
             rays,
-            nears=torch.where(found, torch.maximum(depth - reach, nears), nears).to(nears.dtype),
-            fars=torch.where(found, torch.minimum(depth + reach, fars), fars).to(fars.dtype),
+            nears=torch.where(found, torch.maximum(depth - reach, nears), nears),
+            fars=torch.where(found, torch.minimum(depth + reach, fars), fars),
         )
