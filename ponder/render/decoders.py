@@ -6,6 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from ponder_kernels import Layer
+from ponder_kernels._constants import INV_S_MAX, INV_S_MIN
+
+# Far above log(INV_S_MAX), and float32 still holds its exponential.
+_LARGEST_EXPONENT = 80.0
 
 
 class Decoder(nn.Module):
@@ -95,7 +99,7 @@ class Field(nn.Module):
 
 
 class DeviationNetwork(nn.Module):
-    """The learned sharpness of NeuS, inv_s = exp(10 v)."""
+    """The learned sharpness of NeuS, inv_s = exp(10 v) within [INV_S_MIN, INV_S_MAX]."""
 
     def __init__(self, initial: float) -> None:
         super().__init__()
@@ -103,4 +107,5 @@ class DeviationNetwork(nn.Module):
 
     def forward(self) -> Tensor:
         """[] inverse standard deviation, 1/m."""
-        return torch.exp(self.variance[0] * 10)
+        # An infinite exponential would make NaN of the zero derivative beyond the limit.
+        return torch.exp((self.variance[0] * 10).clamp(max=_LARGEST_EXPONENT)).clip(INV_S_MIN, INV_S_MAX)

@@ -62,14 +62,14 @@ def loss_terms(rendered: RenderedRays, pixels: PixelTargets) -> dict[str, Tensor
     """Unweighted terms, all scalars.
 
     `colour` is the mean L1 over all rays; `depth` the mean L1 over measured rays, metres; `normal` the mean of
-    |N - n|_1 + (1 - N . n) over rays with a normal; the others come reduced from the renderer.
+    |N - n|_1 + (1 - N . n) over rays with a normal; the others come reduced from the renderer. Of no rays all are 0.
     """
     measured = (pixels.ray_depth > 0).to(rendered.depth.dtype)
     oriented = (pixels.normal != 0).any(-1).to(rendered.depth.dtype)
     difference = (rendered.normal - pixels.normal).abs().sum(-1)
     angle = 1 - (rendered.normal * pixels.normal).sum(-1)
     return {
-        "colour": (rendered.rgb - pixels.rgb).abs().mean(),
+        "colour": (rendered.rgb - pixels.rgb).abs().sum() / max(pixels.rgb.numel(), 1),
         "depth": _masked_mean((rendered.depth - pixels.ray_depth).abs(), measured),
         "normal": _masked_mean(difference + angle, oriented),
         "sdf": rendered.sdf,

@@ -21,7 +21,7 @@ from ponder_kernels import (
     sdf_field,
     stratified_edges,
 )
-from ponder_kernels._constants import INV_S_MAX, INV_S_MIN, NEUS_ALPHA_EPS, SLOPE_EPS, TRANSMITTANCE_EPS
+from ponder_kernels._constants import NEUS_ALPHA_EPS, SLOPE_EPS, TRANSMITTANCE_EPS
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,7 @@ class NeusRenderer(nn.Module):
     def collapse(self) -> Decoders:
         """Multiply the decoders out; gradients flow back to their parameters."""
         colour = HeadWeights(self.field.rgb_decoder.layers(), directed=True, sigmoid=True)
-        inv_s = self.field.deviation_network().clamp(INV_S_MIN, INV_S_MAX)
-        return Decoders(FieldWeights(self.field.sdf_decoder.layers(), (colour,)), inv_s)
+        return Decoders(FieldWeights(self.field.sdf_decoder.layers(), (colour,)), self.field.deviation_network())
 
     def forward(
         self,

@@ -156,16 +156,18 @@ def test_sampled_rays_agree_with_their_pixels() -> None:
     assert sample_rays(frames, 5, 11, torch.Generator().manual_seed(0)).origins.shape == (11, 3)
 
 
-def test_losses_are_finite_without_any_target() -> None:
-    values = [torch.rand(1, 4, 3, requires_grad=True), torch.rand(1, 4), torch.rand(1, 4), torch.rand(1, 4, 3)]
+@pytest.mark.parametrize("count", [4, 0])
+def test_losses_are_finite_without_any_target(count: int) -> None:
+    shapes = (1, count, 3), (1, count), (1, count), (1, count, 3)
+    values = [torch.rand(shape, requires_grad=True) for shape in shapes]
     rendered = RenderedRays((values[0],), *values[1:], *(torch.tensor(0.1, requires_grad=True) for _ in range(3)))
-    pixels = PixelTargets(torch.rand(1, 4, 3), torch.zeros(1, 4), torch.zeros(1, 4, 3))
+    pixels = PixelTargets(torch.rand(1, count, 3), torch.zeros(1, count), torch.zeros(1, count, 3))
     terms = loss_terms(rendered, pixels)
-    assert terms["depth"] == 0 and terms["normal"] == 0
+    assert terms["depth"] == 0 and terms["normal"] == 0 and bool(terms["colour"].isfinite())
     total_loss(terms, LossConfig()).backward()
     assert torch.isfinite(values[0].grad).all()
-    slopes = ray_targets(pixels, torch.rand(1, 4, 3), 0.1).slope
-    assert torch.equal(slopes, torch.ones(1, 4))
+    slopes = ray_targets(pixels, torch.rand(1, count, 3), 0.1).slope
+    assert torch.equal(slopes, torch.ones(1, count))
     with pytest.raises(ValueError, match="expected at least one weight above 0"):
         total_loss(terms, LossConfig(0, 0, 0, 0, 0, 0))
 

@@ -98,7 +98,7 @@ class ErrorBoundedSampler(nn.Module):
             transmittance = torch.exp(-sum_before(optical))
             weights = (1.0 - torch.exp(-optical)) * transmittance
             first_weights = weights if first_weights is None else first_weights
-            if not remaining or not bool(beta.max() > learned):
+            if not remaining or not bool((beta > learned).any()):
                 break
             fresh = self.pdf_sampler(samples, march.growth(beta[:, None]) * transmittance, self.num_samples_eval)
             points = fresh.points()

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from ponder.render.decoders import Decoder, DeviationNetwork
 from ponder.render.ponderv2.opacity import LaplaceDensity
 from ponder_kernels import FieldWeights, HeadWeights, Layer, Normalisation, sdf_field
-from ponder_kernels._constants import INV_S_MAX, INV_S_MIN
 
 # PonderV2 divides by 1 + padding + this, so that the padded cube stays strictly inside [0, 1).
 NORMALISE_MARGIN = 10e-4
@@ -61,7 +60,7 @@ class SDFField(nn.Module):
 
     def inv_s(self) -> Tensor:
         """[] inverse standard deviation of NeuS."""
-        return self.deviation_network().clip(INV_S_MIN, INV_S_MAX)
+        return self.deviation_network()
 
     def normalisation(self) -> Normalisation:
         """From points on rays to the points that volumes are read at."""

@@ -59,7 +59,8 @@ def compute_losses(
 ) -> dict[str, Tensor]:
     """Weighted losses that are switched on, by name, and "psnr" along with the colour loss.
 
-    The training loss is the sum of the entries whose name contains "loss".
+    The training loss is the sum of the entries whose name contains "loss". Of no rays every loss is 0 (in PonderV2 some
+    are NaN).
 
     Args:
         preds: output of a renderer.
@@ -95,14 +96,17 @@ def compute_losses(
     if "eikonal_loss" in on:
         terms["eikonal_loss"] = eikonal_loss(preds["gradients"])
     if "sparse_points_sdf_loss" in on:
-        terms["sparse_points_sdf_loss"] = preds["sparse_points_sdf"].abs().mean()
+        distances = preds["sparse_points_sdf"].abs()
+        terms["sparse_points_sdf_loss"] = distances.sum() / max(distances.numel(), 1)
     return {name: term * config.weights.get(name, 1.0) for name, term in terms.items()}
 
 
 def _colour(pred: Tensor, target: Tensor, counted: Tensor | None) -> dict[str, Tensor]:
     """L1 loss and signal-to-noise ratio of [R, 3], of the rays that count ([R, 1] bool; None: all)."""
     if counted is None:
-        loss, squared = F.l1_loss(pred, target), (pred - target).square().mean()
+        numbers = max(pred.numel(), 1)
+        loss = F.l1_loss(pred, target, reduction="sum") / numbers
+        squared = (pred - target).square().sum() / numbers
     else:
         values = 3 * counted.sum().clamp(min=1)
         loss = ((pred - target).abs() * counted).sum() / values

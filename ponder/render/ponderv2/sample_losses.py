@@ -49,7 +49,8 @@ class _Eikonal(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gradients: Tensor) -> Tensor:
         ctx.save_for_backward(gradients)
-        return (gradients.norm(2, dim=-1) - 1).square_().mean()
+        length = gradients.norm(2, dim=-1)
+        return (length - 1).square_().sum() / max(length.numel(), 1)
 
     @staticmethod
     @once_differentiable
@@ -58,7 +59,7 @@ class _Eikonal(torch.autograd.Function):
         length = gradients.norm(2, dim=-1)
         # A gradient of zero has no direction to grow in; the floor only keeps the division finite.
         slope = (length - 1) / length.clamp_min(torch.finfo(length.dtype).tiny)
-        return gradients * (slope * (2 * bar / length.numel()))[..., None]
+        return gradients * (slope * (2 * bar / max(length.numel(), 1)))[..., None]
 
 
 def surface_losses(sdf: Tensor, starts: Tensor, depth: Tensor, truncation: float) -> tuple[Tensor, Tensor]:
