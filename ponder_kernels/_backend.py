@@ -33,6 +33,13 @@ def _transformed(tensors: tuple[torch.Tensor, ...]) -> bool:
     return any(forward_ad.unpack_dual(t).tangent is not None for t in tensors)
 
 
+def eager_on_cpu(*tensors: torch.Tensor) -> bool:
+    """Whether an operator may take opaque steps on the CPU: neither torch.compile nor a transform is to see through."""
+    return (
+        all(t.device.type == "cpu" for t in tensors) and not torch.compiler.is_compiling() and not _transformed(tensors)
+    )
+
+
 def choose_backend(backend: str, *tensors: torch.Tensor) -> str:
     """Decide between the Triton kernels and the plain-torch reference.
 

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from ponder_kernels import _check
-from ponder_kernels._backend import choose_backend
+from ponder_kernels._backend import choose_backend, eager_on_cpu
 from ponder_kernels._constants import TRANSMITTANCE_EPS
 from ponder_kernels._launch import Plan, Specialisation, cdiv, launch, next_power_of_two, specialise
 from ponder_kernels._register import gradient_buffers, keeps_float32, link_gradient, register
 from ponder_kernels.composite import reference
+from ponder_kernels.composite.batched import batched_weights
 
 RAY_DTYPES = (torch.float32, torch.float64)
 OFFSET_DTYPES = (torch.int32, torch.int64)
@@ -85,6 +86,8 @@ def render_weights(
     if not 0.0 <= early_stop < 1.0:
         raise ValueError(f"early_stop: expected a number in [0, 1), got {early_stop!r}")
     if choose_backend(backend, alpha) == "torch":
+        if ray_offsets is None and eager_on_cpu(alpha):
+            return RayWeights(*batched_weights(alpha, float(eps), float(early_stop)))
         return RayWeights(*reference.render_weights_reference(alpha, ray_offsets, float(eps), float(early_stop)))
     return RayWeights(*_render_weights(alpha, ray_offsets, float(eps), float(early_stop)))
 

@@ -23,6 +23,11 @@ _INT32_ROWS = 1 << 30
 BLOCK_ROWS = 4096
 
 
+def row_type(rows: int) -> torch.dtype:
+    """Of row numbers: int32 where it is enough, half the bytes of int64, which the sort and the gathers notice."""
+    return torch.int32 if rows < _INT32_ROWS else torch.int64
+
+
 @dataclass(frozen=True, eq=False)
 class VolumeGeometry:
     """How box coordinates map to volume indices; what is asked for is computed once and kept.
@@ -52,8 +57,8 @@ class VolumeGeometry:
 
     @functools.cached_property
     def row_type(self) -> torch.dtype:
-        """Of row numbers: int32 where it is enough, half the bytes of int64, which the sort and the gathers notice."""
-        return torch.int32 if math.prod(self.shape) < _INT32_ROWS else torch.int64
+        """Of row numbers."""
+        return row_type(math.prod(self.shape))
 
 
 class Corners:

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from ponder_kernels import _check
-from ponder_kernels._backend import choose_backend
+from ponder_kernels._backend import choose_backend, eager_on_cpu
 from ponder_kernels._launch import Plan, Specialisation, cdiv, launch, specialise
 from ponder_kernels._register import keeps_float32, register
 from ponder_kernels._tuning import DEFAULT, WARPS, family_of, parameters
-from ponder_kernels.volume_sample import reference
+from ponder_kernels.volume_sample import reference, rows
 from ponder_kernels.volume_sample.autograd import link_orders
 from ponder_kernels.volume_sample.layout import (
     PADDINGS,
@@ -46,11 +46,14 @@ def volume_sample(
     transposition: ``out[b,n,c] = sum over 8 corners of weight(point) * volume[b,c,corner]``. floor() decides the cell,
     so that a point on a grid plane takes the derivative of its right-hand cell.
 
-    Any strides are taken without a copy; channels-last-3d (the channel contiguous) is the fast layout, and the gradient
-    has the volume's layout. Sums are accumulated in float32. Differentiable any number of times: kernels give values,
-    first and second derivatives, the torch formula higher ones. On the Triton backend the gradient of `volume` is an
-    atomic sum, whose last bits differ between runs; under ``torch.use_deterministic_algorithms(True)`` it is summed in
-    a fixed order instead, which takes longer and 224 bytes of workspace per point.
+    Channels-last-3d (the channel contiguous) is the fast layout: the Triton backend takes any strides without a copy, on
+    a CPU others are copied to it. The gradient has the volume's layout. Sums are accumulated in float32.
+
+    Differentiable any number of times: kernels give values, first and second derivatives, the torch formula higher
+    ones. For the backward pass only the inputs are kept, and on a CPU a derivative that is not asked for is not computed
+    though its input requires one. On the Triton backend the gradient of `volume` is an atomic sum, whose last bits
+    differ between runs; under ``torch.use_deterministic_algorithms(True)`` it is summed in a fixed order instead, which
+    takes longer and 224 bytes of workspace per point.
 
     Args:
         volume: [B, C, D, H, W] float16, bfloat16, float32 or float64 (float64: torch backend only).
@@ -89,6 +92,8 @@ def volume_sample(
     _check.choice("padding", padding, PADDINGS)
     options = Options(padding, bool(align_corners), bool(smoothstep))
     if choose_backend(backend, volume, points) == "torch":
+        if eager_on_cpu(volume, points):
+            return rows.volume_sample_rows(volume.to(points.dtype), points, *options)
         return reference.volume_sample_reference(volume, points, *options)
     out: Tensor = _volume_sample(volume, points, *options)
     return out

@@ -1,4 +1,4 @@
-"""Trilinear sampling in plain torch: the definition of the operator, and its CPU backend."""
+"""Trilinear sampling in plain torch: the definition of the operator, differentiable any number of times."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from torch import Tensor
 from ponder_kernels._constants import REFLECTION_MAX
 
 
-def axis_position(coordinate: Tensor, size: int, *, padding: str, align_corners: bool) -> Tensor:
-    """Continuous index of coordinates in [-1, 1] on one volume axis.
+def axis_position(coordinate: Tensor, size: Tensor, *, padding: str, align_corners: bool) -> Tensor:
+    """Continuous index of coordinates in [-1, 1] on volume axes of `size` voxels (broadcast; dtype of coordinates).
 
     The index is ``p = (x + 1) / 2 * (size - 1)`` with align_corners, else ``((x + 1) * size - 1) / 2``; then
 
@@ -30,14 +30,13 @@ def axis_position(coordinate: Tensor, size: int, *, padding: str, align_corners:
     if padding == "reflection":
         position = _reflect(position, size, align_corners)
     inner = (position > 0) & (position < size - 1)
-    end = torch.where(position > 0, float(size - 1), 0.0).to(position.dtype)
-    return torch.where(inner, position, end)
+    return torch.where(inner, position, torch.where(position > 0, size - 1, 0.0))
 
 
-def _reflect(position: Tensor, size: int, align_corners: bool) -> Tensor:
+def _reflect(position: Tensor, size: Tensor, align_corners: bool) -> Tensor:
     low, span = (0.0, size - 1) if align_corners else (-0.5, size)
     # A single voxel with align_corners is its own mirror: any period does, the clamp follows.
-    period = max(2 * span, 1)
+    period = (2 * span).clamp_min(1)
     distance = (torch.where(position.abs() < REFLECTION_MAX, position, 0.0) - low).abs()
     distance = distance - (distance.detach() / period).floor() * period
     return torch.where(distance > span, period - distance, distance) + low
@@ -73,15 +72,13 @@ def volume_sample_reference(
     Returns:
         [B, N, C], dtype of `points`.
     """
-    batch, channels, *sizes = volume.shape
-    depth, height, width = sizes
+    batch, channels, depth, height, width = volume.shape
     n_points = points.shape[1]
     rows = volume.to(points.dtype).permute(0, 2, 3, 4, 1).reshape(batch * depth * height * width, channels)
-    positions = [
-        axis_position(points[..., axis], size, padding=padding, align_corners=align_corners)
-        for axis, size in enumerate((width, height, depth))
-    ]
-    (x0, *x_weights), (y0, *y_weights), (z0, *z_weights) = (axis_weights(p, smoothstep) for p in positions)
+    sizes = points.new_tensor([width, height, depth])
+    positions = axis_position(points, sizes, padding=padding, align_corners=align_corners)
+    per_axis = (axis_weights(positions[..., axis], smoothstep) for axis in range(3))
+    (x0, *x_weights), (y0, *y_weights), (z0, *z_weights) = per_axis
     first = torch.arange(batch, device=points.device)[:, None] * depth
     out = points.new_zeros(batch, n_points, channels)
     for corner in range(8):
