@@ -46,11 +46,11 @@ def volume_sample(
     transposition: ``out[b,n,c] = sum over 8 corners of weight(point) * volume[b,c,corner]``. floor() decides the cell,
     so that a point on a grid plane takes the derivative of its right-hand cell.
 
-    Channels-last-3d (the channel contiguous) is the fast layout: the Triton backend takes any strides without a copy, on
-    a CPU others are copied to it. The gradient has the volume's layout. Sums are accumulated in float32.
+    Channels-last-3d (the channel contiguous) is the fast layout: the Triton backend takes any strides without a copy,
+    on a CPU others are copied to it. The gradient has the volume's layout. Sums are accumulated in float32.
 
     Differentiable any number of times: kernels give values, first and second derivatives, the torch formula higher
-    ones. For the backward pass only the inputs are kept, and on a CPU a derivative that is not asked for is not computed
+    ones. For the backward pass only the inputs are kept; on a CPU a derivative that is not asked for is not computed,
     though its input requires one. On the Triton backend the gradient of `volume` is an atomic sum, whose last bits
     differ between runs; under ``torch.use_deterministic_algorithms(True)`` it is summed in a fixed order instead, which
     takes longer and 224 bytes of workspace per point.
