@@ -35,9 +35,10 @@ class _Join(torch.autograd.Function):
     """The value; its upstream gradient goes to every branch."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, *branches: Tensor) -> Tensor:
+    def forward(ctx: Any, value: tuple[Tensor], *branches: Tensor) -> Tensor:
         ctx.branches = len(branches)
-        return value.view_as(value)
+        # Neither an argument of its own nor a view: autograd would forbid to change such a result in place.
+        return torch.ops.aten._unsafe_view(value[0], value[0].shape)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
@@ -59,4 +60,4 @@ def branched(function: Callable[..., Tensor], gradients: Sequence[Gradient], *ar
         return value
     pairs = [(x, gradient) for x, gradient in zip(arguments, gradients, strict=True) if x.requires_grad]
     branches = [_Branch.apply(x, value, gradient, arguments) for x, gradient in pairs]
-    return _Join.apply(value, *branches) if branches else value
+    return _Join.apply((value,), *branches) if branches else value

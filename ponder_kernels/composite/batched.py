@@ -1,4 +1,4 @@
-"""Weights of rays with equally many samples on a CPU: cumulative products, at the memory of the result.
+"""Weights of rays with equally many samples on a CPU: cumulative products, at the memory of what comes in.
 
 The numbers are those of `reference`, which autograd differentiates at the memory of some twenty tensors of that size.
 """
@@ -35,8 +35,6 @@ def _backward(
     grad_weights: Tensor | None,
     grad_transmittance: Tensor | None,
     alpha: Tensor,
-    weights: Tensor,
-    transmittance: Tensor,
     eps: float,
     early_stop: float,
     wanted: Sequence[bool],
@@ -45,7 +43,7 @@ def _backward(
     factors = 1.0 - alpha + eps
     if early_stop > 0.0:
         # What lies behind the end of a ray takes no part, NaN included.
-        ended = transmittance == 0
+        ended = batched_weights(alpha, eps, early_stop)[1] == 0
         alpha, factors = alpha.masked_fill(ended, 0), factors.masked_fill_(ended, 1)
         grad_weights, grad_transmittance = upstream = (
             None if grad_weights is None else grad_weights.masked_fill(ended, 0),
@@ -90,4 +88,4 @@ def _by_division(
     return later if own is None else later.add_(own)
 
 
-link_gradient(batched_weights, _backward, _formula, tensors=1, keep_outputs=True)
+link_gradient(batched_weights, _backward, _formula, tensors=1)

@@ -135,6 +135,13 @@ def test_a_derivative_that_is_not_asked_for_is_not_made(monkeypatch: pytest.Monk
     assert sorted(made) == ["scatter", "scatter"]
 
 
+def test_the_result_may_be_changed_in_place() -> None:
+    volume, points = (x.requires_grad_() for x in case((1, 4, 3, 4, 5, 20), "cpu").values())
+    want = torch.autograd.grad((volume_sample(volume, points) * 2).square().sum(), (volume, points))
+    got = torch.autograd.grad(volume_sample(volume, points).mul_(2).square_().sum(), (volume, points))
+    assert all(torch.equal(*pair) for pair in zip(got, want, strict=True))
+
+
 def test_no_points_and_no_channels() -> None:
     for shape in ((2, 3, 2, 2, 2, 0), (2, 0, 2, 2, 2, 4), (0, 3, 2, 2, 2, 4)):
         volume, points = (x.requires_grad_() for x in case(shape, "cpu").values())
