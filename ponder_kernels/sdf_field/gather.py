@@ -23,9 +23,9 @@ _INT32_ROWS = 1 << 30
 BLOCK_ROWS = 4096
 
 
-def row_type(rows: int) -> torch.dtype:
-    """Of row numbers: int32 where it is enough, half the bytes of int64, which the sort and the gathers notice."""
-    return torch.int32 if rows < _INT32_ROWS else torch.int64
+def row_type(count: int) -> torch.dtype:
+    """Of numbers below `count`: int32 where it is enough, half the bytes of int64, which sort and gathers notice."""
+    return torch.int32 if count < _INT32_ROWS else torch.int64
 
 
 @dataclass(frozen=True, eq=False)

@@ -88,7 +88,8 @@ class _Bags:
         batch, _, *extent = volume.shape
         cells = extent[0] * extent[1] * extent[2]
         self._rows = batch * cells
-        kind = row_type(self._rows)
+        # Of rows and of the bags' entries.
+        kind = row_type(max(self._rows, 8 * points.shape[0] * points.shape[1]))
         self._axes = axes = _axes(points.reshape(-1, 3), extent, options, kind)
         scene = torch.arange(0, self._rows, cells, dtype=kind).repeat_interleave(points.shape[1])
         self._corners = Corners(axes.number, axes.weight, axes.slope, scene, (extent[0], extent[1], extent[2]))

@@ -86,6 +86,18 @@ def test_only_the_wanted_gradients(wanted: tuple[bool, bool]) -> None:
             torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-11)
 
 
+def test_wide_row_numbers_and_deterministic_algorithms(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = inputs_of(SHAPES[0])
+    want = three_orders(rows.volume_sample_rows, **inputs, mode=MODES[0])
+    monkeypatch.setattr(rows, "row_type", lambda count: torch.int64)
+    torch.use_deterministic_algorithms(True)
+    try:
+        got = three_orders(rows.volume_sample_rows, **inputs, mode=MODES[0])
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert_equal(got, want)
+
+
 def test_derivatives_by_finite_differences() -> None:
     mode = Options("reflection", False, True)
     volume, points = (x.requires_grad_() for x in case((1, 2, 3, 2, 4, 3), "cpu").values())
