@@ -38,9 +38,11 @@ def three_orders(sample: object, volume: Tensor, points: Tensor, mode: Options) 
     found = {"values": out}
     first = torch.autograd.grad(out, (volume, points), upstream, create_graph=True)
     found |= {f"first by {name}": g for name, g in zip(("volume", "points"), first, strict=True)}
-    mixed = (first[0] * draw(*volume.shape, seed=4)).sum() + (first[1] * draw(*points.shape, seed=5)).sum()
+    along = {"volume's": draw(*volume.shape, seed=4), "points'": draw(*points.shape, seed=5)}
+    mixed = sum((g * by.requires_grad_()).sum() for g, by in zip(first, along.values(), strict=True))
     second = torch.autograd.grad(mixed, tuple(leaves.values()), create_graph=True)
     found |= {f"second by {name}": g for name, g in zip(leaves, second, strict=True)}
+    leaves |= along
     third = torch.autograd.grad(sum(g.square().sum() for g in second), tuple(leaves.values()))
     return found | {f"third by {name}": g for name, g in zip(leaves, third, strict=True)}
 
