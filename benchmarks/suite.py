@@ -26,9 +26,9 @@ DEVICES = ("cpu", pytest.param("cuda", marks=pytest.mark.gpu))
 SIZE_OF = {"cpu": "small", "cuda": "full"}
 # A case is timed in as many sittings, spread over the run: what a shared machine's neighbours leave of a core changes
 # from one second to the next, and rounds that follow one another all see the same.
-SITTINGS = {"cpu": 16, "cuda": 5}
+SITTINGS = {"cpu": 8, "cuda": 5}
 # And in so many more where there is time: they begin within the run's first MORE_SECONDS.
-MORE_SITTINGS = {"cpu": 32, "cuda": 0}
+MORE_SITTINGS = {"cpu": 40, "cuda": 0}
 MORE_SECONDS = 500.0
 # Sittings of a single operator, which are short, for each of a renderer's.
 OPERATOR_SITTINGS = 2
