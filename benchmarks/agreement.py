@@ -39,13 +39,13 @@ def check(
     Raises:
         AssertionError: naming a contender and everything of it that is missing, not finite or too far off.
     """
-    expected = _run(contenders[truth])
+    expected = results_of(contenders[truth])
     assert expected, f"{truth} gave nothing to compare with"
     worst = {}
     for name, contender in contenders.items():
         if name == truth:
             continue
-        found = _run(contender)
+        found = results_of(contender)
         if name in inexact:
             continue
         errors = _errors(found, expected)
@@ -56,7 +56,8 @@ def check(
     return worst
 
 
-def _run(contender: Contender) -> dict[str, Tensor]:
+def results_of(contender: Contender) -> dict[str, Tensor]:
+    """Outputs, losses and gradients of all parts of a contender, run once."""
     contender.reset()
     for work in contender.parts.values():
         work()

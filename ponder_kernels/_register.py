@@ -44,9 +44,9 @@ def register(schema: str, fake: Callable[..., Any]) -> Callable[[Callable[..., A
 
 
 class EagerOperator:
-    """A host function with the interface of a registered operator, for the CPU: a call costs a tenth of theirs.
+    """A host function with the interface of a registered operator, without the cost of torch.library's dispatch.
 
-    torch.compile and transforms do not know it.
+    For the CPU, where that cost shows. torch.compile and transforms do not know it.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:

@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.agreement import results_of
 from benchmarks.baselines import ponderv2 as baseline
 from benchmarks.baselines.ponderv2 import configs
-from benchmarks.cases import RENDER_CASES, RenderCase
+from benchmarks.cases import RENDER_CASES
 from benchmarks.competitors import COMPETITORS
-from benchmarks.contenders import Renderer, render_contender
-from benchmarks.inputs import Inputs, make_inputs
+from benchmarks.contenders import render_contender
+from benchmarks.inputs import make_inputs
 from ponder.compat.ponderv2 import Parity, RayBundle
 from tests.compat.ponderv2_cases import (
     INDOOR,
@@ -144,23 +145,13 @@ def test_float32_follows_ponderv2_in_float32(name: str) -> None:
     """Where no sample hangs on a last digit, as in the benchmarks' volumes: the same samples, and then its numbers."""
     case = RENDER_CASES[name]
     inputs = make_inputs(case, case.sizes["small"], "cpu")
-    expected, got = (results(COMPETITORS[who].build(case), case, inputs) for who in ("eager", "ponder"))
+    built = (COMPETITORS[name].build(case) for name in ("eager", "ponder"))
+    expected, got = (results_of(render_contender(renderer, case, inputs)) for renderer in built)
     limits = {"output z_vals": 1e-7, "output weights": 2 * F32_OUTPUTS}
     for label, want in expected.items():
         limit = limits.get(label, F32_GRADIENTS if label.startswith("gradient ") else F32_OUTPUTS)
         error = relative(got[label], want)
         assert error <= limit, f"{label}: {error:.1e}"
-
-
-def results(renderer: Renderer, case: RenderCase, inputs: Inputs) -> dict[str, Tensor]:
-    """Outputs, losses and gradients of a step."""
-    contender = render_contender(renderer, case, inputs)
-    contender.reset()
-    for work in contender.parts.values():
-        work()
-    found = contender.results()
-    contender.reset()
-    return found
 
 
 def _with_truth(ours: Result, theirs: Result, truth: Result) -> Iterator[tuple[str, Tensor, Tensor, Tensor, bool]]:
