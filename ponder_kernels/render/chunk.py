@@ -78,7 +78,7 @@ class Field(NamedTuple):
 class Rays(NamedTuple):
     """R rays: origins, directions [R, 3], edges [R, S + 1], scene [R], measured depth and slope [R], hit [R] or None.
 
-    `low`, `high` [R, 3] or None bound the points (see `render_rays`).
+    `known_sdf` [R, S] or None stands for the decoder's distances.
     """
 
     origins: Tensor
@@ -88,6 +88,7 @@ class Rays(NamedTuple):
     ray_depth: Tensor
     slope: Tensor
     hit: Tensor | None
+    known_sdf: Tensor | None = None
 
     def part(self, rows: slice) -> Rays:
         """Some of the rays."""
@@ -184,7 +185,7 @@ class Renderer:
         decoded = self.decode(frame)
         blocks = self.blocks(frame, decoded, self.gradient(frame, decoded))
         rows = affine(self.rows, rays.directions, blocks)
-        sdf, gradient = rows[:, 0].contiguous(), blocks.gradient
+        sdf, gradient = rows[:, 0].contiguous() if rays.known_sdf is None else rays.known_sdf, blocks.gradient
         outputs, _ = heads_forward(self.field.heads, self.settings.activations, rows[:, 1:])
         _, weights = self.opacity(rays, frame, sdf, gradient)
         along = weights.unsqueeze(1)
@@ -289,9 +290,7 @@ def render_backward(renderer: Renderer, rays: Rays, sdf: Tensor, gradient: Tenso
     values = found[:, found.shape[1] - renderer.rows.bias.shape[0] + 1 :]
     per_ray = torch.addmm(renderer.rows.bias, rays.directions, renderer.rows.direction.T)
     heads = heads_forward(field.heads, settings.activations, values.add_(per_ray[:, 1:].unsqueeze(-1)))
-    weights_bar = _weights_bar(frame, normals.unit, heads[0], bar)
-    if settings.carry:
-        weights_bar += found[:, 0]
+    weights_bar = _weights_bar(frame, normals.unit, heads[0], found[:, 0] if settings.carry else None, bar)
     sample = _composite_backward(renderer, rays, frame, sdf, gradient, normals, weights_bar, bar)
 
     # Derivatives by what the rows made, in the order of `weights_of`.
@@ -343,18 +342,23 @@ def _rows_per_ray(rows: Rows, carried: Blocks | None, rays: int) -> Blocks:
     return Blocks(*(torch.cat([c.unsqueeze(1), e], 1) for c, e in zip(carried, every, strict=True)))
 
 
-def _weights_bar(frame: Frame, unit: Tensor, outputs: Sequence[Tensor], bar: RayBar) -> Tensor:
-    """Derivative by the weights [R, S], but for the carried blocks: composited values times the upstream of their sums.
+def _weights_bar(frame: Frame, unit: Tensor, outputs: Sequence[Tensor], carried: Tensor | None, bar: RayBar) -> Tensor:
+    """Derivative by the weights [R, S]: composited values times the upstream of their sums.
 
-    `unit` [R, S, 3] are the unit normals, `outputs` [R, O, S] those of the heads.
+    `unit` [R, S, 3] are the unit normals, `outputs` [R, O, S] those of the heads, `carried` [R, S] what the carried
+    blocks bring. The two of the depth, which are large and nearly cancel where a ray has little weight, come last, as
+    in PonderV2.
     """
-    out = frame.position * bar.sums[:, DEPTH : DEPTH + 1] + bar.sums[:, OPACITY : OPACITY + 1]
-    out += torch.bmm(unit, bar.sums[:, NORMAL:OUTPUTS].unsqueeze(-1)).squeeze(-1)
+    out = torch.bmm(unit, bar.sums[:, NORMAL:OUTPUTS].unsqueeze(-1)).squeeze(-1)
     start = OUTPUTS
     for output in outputs:
         out += (output * bar.sums[:, start : start + output.shape[1]].unsqueeze(-1)).sum(1)
         start += output.shape[1]
-    return out if bar.weights is None else out.add_(bar.weights)
+    for given in (carried, bar.weights):
+        if given is not None:
+            out += given
+    out += bar.sums[:, OPACITY : OPACITY + 1]
+    return out.add_(frame.position * bar.sums[:, DEPTH : DEPTH + 1])
 
 
 def _composite_backward(
@@ -370,7 +374,7 @@ def _composite_backward(
     """From the per-ray upstream to the per-sample values that the opacities and losses depend on."""
     settings, (unit, length, norm) = renderer.settings, normals
     model, weights = renderer.opacity(rays, frame, sdf, gradient)
-    found = model.backward(weights, weights_bar, rays.hit)
+    found = model.backward(weights_bar, rays.hit)
     sdf_bar = found.sdf
     # d unit = (d gradient - unit (unit . d gradient)) / norm; below the floor the norm is a constant and the first term
     # alone remains.

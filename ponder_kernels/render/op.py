@@ -99,6 +99,7 @@ def render_rays(
     cos_anneal_ratio: float = 1.0,
     hit: Tensor | None = None,
     targets: RayTargets | None = None,
+    known_sdf: Tensor | None = None,
     align_corners: bool = False,
     padding: str = "border",
     sample_at: str = "middle",
@@ -124,11 +125,14 @@ def render_rays(
         edges: [B, R, S + 1] sorted distances of the bin edges.
         sharpness: [] positive; inv_s of NeuS (in 1 / unit of the points) or beta of VolSDF.
         box: [B, 2, 3] region that each volume spans.
-        opacity: "neus", "volsdf", or "neus-plain": NeuS with the roundings of PonderV2's code, which subtracts nearly
-            equal sigmoids; in float32 few digits are left of small opacities. The Triton kernels take it for "neus".
+        opacity: "neus" or "volsdf"; "neus-plain" and "volsdf-plain" are the same with the roundings of PonderV2's code,
+            which subtracts nearly equal numbers: in float32 few digits are left of small opacities. The Triton kernels
+            take them for the former.
         cos_anneal_ratio: of NeuS, in [0, 1].
         hit: [B, R] bool, rays to render; the others give zeros. None: all.
         targets: measured depths for the free-space and SDF terms; None leaves both 0.
+        known_sdf: [B, R, S] the SDF at the samples where its digits come from elsewhere: it stands for the decoder's
+            own in every result, with the decoder's derivatives.
         align_corners: voxel centres on the faces of the box (True) or half a voxel inside (False).
         padding: "border" or "zeros".
         sample_at: where a bin is sampled, "middle" or "start".
@@ -164,6 +168,10 @@ def render_rays(
         raise ValueError(f"chunk_bytes: expected a positive number, got {chunk_bytes}")
     if hit is not None:
         _check.shape("hit", hit, "B R", sizes)
+    if known_sdf is not None:
+        _check.shape("known_sdf", _check.floating("known_sdf", known_sdf), "B R S", {**sizes, "S": sizes["E"] - 1})
+        _check.same_device("volume", volumes[0][0], known_sdf=known_sdf)
+        known_sdf = known_sdf.detach().to(edges.dtype)
     goal = _default_targets(edges) if targets is None else targets
     _check.shape("targets.ray_depth", goal.ray_depth, "B R", sizes)
     _check.shape("targets.slope", goal.slope, "B R", sizes)
@@ -185,7 +193,7 @@ def render_rays(
     batch, count = sizes["B"], sizes["R"]
     found = render_sums(
         cast, weights, sharpness, origins.detach(), directions.detach(),
-        edges.detach(), box.to(origins.dtype), hit, goal.ray_depth, goal.slope, layers,
+        edges.detach(), box.to(origins.dtype), hit, goal.ray_depth, goal.slope, known_sdf, layers,
         [head.activation for head in sampled], opacity, padding, align_corners, sample_at == "middle", field.points,
         carry, numbers, chunk_bytes, used or "",
     )  # fmt: skip

@@ -64,12 +64,13 @@ class Neus:
         self.drop = torch.where(self.half > 0, self.before - self.after, steps.neg_())
         return (self.drop + NEUS_ALPHA_EPS) / (self.before + NEUS_ALPHA_EPS)
 
-    def _by_arguments(self, alpha_bar: Tensor) -> tuple[Tensor, Tensor]:
-        """Derivatives by inv_s sdf and by inv_s half."""
+    def _by_samples(self, alpha_bar: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Derivatives by sdf and half, and by inv_s, summed."""
         over = (self.before + NEUS_ALPHA_EPS).reciprocal_()
         passed = alpha_bar * self.after * over
         flat = self.not_before * over
-        return -passed * (self.drop + NEUS_ALPHA_EPS * flat), -passed * (self.not_after + self.before * flat)
+        sdf, half = -passed * (self.drop + NEUS_ALPHA_EPS * flat), -passed * (self.not_after + self.before * flat)
+        return self.inv_s * sdf, self.inv_s * half, (sdf * self.sdf + half * self.half).sum()
 
     def mask(self, hit: Tensor) -> None:
         """Make rays outside `hit` [R] transparent."""
@@ -80,32 +81,34 @@ class Neus:
         self.transmittance = _shifted(1 - self.alpha + TRANSMITTANCE_EPS)
         return self.alpha * self.transmittance
 
-    def backward(self, weights: Tensor, weights_bar: Tensor, hit: Tensor | None) -> OpacityBar:
+    def backward(self, weights_bar: Tensor, hit: Tensor | None) -> OpacityBar:
         """Derivatives, given those by the weights."""
-        behind = _behind(weights_bar * weights)
+        behind = _behind(self.transmittance * (weights_bar * self.alpha))
         alpha_bar = self.transmittance * weights_bar - behind / (1 - self.alpha + TRANSMITTANCE_EPS)
         if hit is not None:
             alpha_bar = alpha_bar * hit.unsqueeze(-1)
-        sdf, half = self._by_arguments(alpha_bar)
-        sharpness = (sdf * self.sdf + half * self.half).sum()
+        sdf, half, sharpness = self._by_samples(alpha_bar)
         turn = (self.cosine < 0).to(self.cosine.dtype) * self.ratio
         if self.ratio < 1:
             turn = turn + (self.cosine < 1).to(turn.dtype) * (0.5 * (1 - self.ratio))
-        return OpacityBar(self.inv_s * sdf, self.inv_s * half * self.delta / 2 * turn, sharpness)
+        return OpacityBar(sdf, half * self.delta / 2 * turn, sharpness)
 
 
 class PlainNeus(Neus):
-    """The same with P - N subtracted, and the derivatives by P and N added: the roundings of PonderV2's code."""
+    """The same with P - N subtracted and the chain rule term by term: PonderV2's operations and their roundings."""
 
     def _alpha(self, before: Tensor, after: Tensor) -> Tensor:
         self.before, self.after = torch.sigmoid(before), torch.sigmoid(after)
-        return (self.before - self.after + NEUS_ALPHA_EPS) / (self.before + NEUS_ALPHA_EPS)
+        self.below = self.before + NEUS_ALPHA_EPS
+        return (self.before - self.after + NEUS_ALPHA_EPS) / self.below
 
-    def _by_arguments(self, alpha_bar: Tensor) -> tuple[Tensor, Tensor]:
-        denominator = self.before + NEUS_ALPHA_EPS
-        before = alpha_bar * self.after / denominator**2 * self.before * (1 - self.before)
-        after = -alpha_bar / denominator * self.after * (1 - self.after)
-        return before + after, after - before
+    def _by_samples(self, alpha_bar: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        drop = alpha_bar / self.below
+        before = (drop - alpha_bar * (self.alpha / self.below)) * (1 - self.before) * self.before
+        after = -drop * (1 - self.after) * self.after
+        sharpness = (before * (self.sdf - self.half)).sum() + (after * (self.sdf + self.half)).sum()
+        before, after = before * self.inv_s, after * self.inv_s
+        return before + after, after - before, sharpness
 
 
 class Volsdf:
@@ -134,23 +137,54 @@ class Volsdf:
     def weights(self) -> Tensor:
         """w_i = (1 - exp(-x_i)) exp(-sum_{j<i} x_j)."""
         before = torch.nn.functional.pad(self.depth[:, :-1].cumsum(-1), (1, 0))
-        self.transmittance = torch.exp(-before)
-        return -torch.expm1(-self.depth) * self.transmittance
+        self.transmittance, self.alpha = torch.exp(-before), self._alpha()
+        return self.alpha * self.transmittance
 
-    def backward(self, weights: Tensor, weights_bar: Tensor, hit: Tensor | None) -> OpacityBar:
+    def _alpha(self) -> Tensor:
+        return -torch.expm1(-self.depth)
+
+    def backward(self, weights_bar: Tensor, hit: Tensor | None) -> OpacityBar:
         """Derivatives, given those by the weights."""
         passed = torch.exp(-self.depth) * self.transmittance
-        depth_bar = weights_bar * passed - _behind(weights_bar * weights)
+        depth_bar = weights_bar * passed - _behind(self.transmittance * (weights_bar * self.alpha))
         if hit is not None:
             depth_bar = depth_bar * hit.unsqueeze(-1)
-        density_bar = depth_bar * self.delta / (self.beta * self.beta)
+        return self._by_density(depth_bar * self.delta)
+
+    def _by_density(self, density_bar: Tensor) -> OpacityBar:
+        """Derivatives, given those by the density."""
+        scaled = density_bar / (self.beta * self.beta)
         inside = self.half - self.half * self.distance - 1
         by_beta = torch.where(self.sdf >= 0, self.half * (self.distance - 1), inside)
-        return OpacityBar(-density_bar * self.half, torch.zeros_like(self.sdf), (density_bar * by_beta).sum())
+        return OpacityBar(-scaled * self.half, torch.zeros_like(self.sdf), (scaled * by_beta).sum())
+
+
+class PlainVolsdf(Volsdf):
+    """The same with both exponentials subtracted from 1 as they are: PonderV2's operations and their roundings."""
+
+    def __init__(self, sdf: Tensor, cosine: Tensor, delta: Tensor, beta: Tensor, ratio: float) -> None:
+        self.sdf, self.delta, self.beta = sdf, delta, beta
+        self.sign = sdf.sign()
+        self.drop = torch.expm1(-sdf.abs() / beta)
+        self.share = 0.5 + 0.5 * self.sign * self.drop
+        self.depth = delta * ((1 / beta) * self.share)
+
+    def _alpha(self) -> Tensor:
+        return 1 - torch.exp(-self.depth)
+
+    def _by_density(self, density_bar: Tensor) -> OpacityBar:
+        by_drop = density_bar * (1 / self.beta) * (0.5 * self.sign) * (self.drop + 1) / self.beta
+        by_beta = by_drop * self.sdf.abs() / self.beta - density_bar * self.share / self.beta**2
+        return OpacityBar(-by_drop * self.sign, torch.zeros_like(self.sdf), by_beta.sum())
 
 
 Opacity = Neus | Volsdf
-_MODELS: dict[str, type[Neus] | type[Volsdf]] = {"neus": Neus, "neus-plain": PlainNeus, "volsdf": Volsdf}
+_MODELS: dict[str, type[Opacity]] = {
+    "neus": Neus,
+    "neus-plain": PlainNeus,
+    "volsdf": Volsdf,
+    "volsdf-plain": PlainVolsdf,
+}
 MODELS = tuple(_MODELS)
 
 

@@ -145,7 +145,7 @@ def _middle(settings: Settings) -> float:
 
 
 def _plan(direction: str, model: str, family: str = DEFAULT) -> Plan:
-    return tuned_plan(f"opacity_{direction}_kernel", {"NEUS": model != "volsdf"}, family=family)
+    return tuned_plan(f"opacity_{direction}_kernel", {"NEUS": model.startswith("neus")}, family=family)
 
 
 def _grid(rays: int, plan: Plan) -> tuple[int]:

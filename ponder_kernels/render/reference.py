@@ -67,7 +67,7 @@ def _decode(
 def _weights(
     opacity: str, sdf: Tensor, cosine: Tensor, delta: Tensor, sharpness: Tensor, ratio: float, hit: Tensor
 ) -> Tensor:
-    if opacity != "volsdf":
+    if opacity.startswith("neus"):
         alpha = neus_alpha_reference(sdf, cosine, delta, sharpness, ratio) * hit
         factors = 1 - alpha + TRANSMITTANCE_EPS
         return alpha * torch.cat([torch.ones_like(factors[..., :1]), factors[..., :-1].cumprod(-1)], -1)
@@ -89,6 +89,7 @@ def render_rays_reference(
     cos_anneal_ratio: float = 1.0,
     hit: Tensor | None = None,
     targets: RayTargets | None = None,
+    known_sdf: Tensor | None = None,
     align_corners: bool = False,
     padding: str = "border",
     sample_at: str = "middle",
@@ -108,6 +109,8 @@ def render_rays_reference(
     along = directions.unsqueeze(-2).expand(*grid, 3)
     decoded = _decode(volumes, field, points, along.reshape(points.shape), box, align_corners, padding)
     sdf, gradient = decoded.sdf.view(grid), decoded.gradient.view(*grid, 3)
+    if known_sdf is not None:
+        sdf = known_sdf.to(sdf) + (sdf - sdf.detach())
     if hit is None:
         hit = torch.ones(batch, rays, dtype=torch.bool, device=edges.device)
     used = hit.unsqueeze(-1).expand(grid)

@@ -35,9 +35,9 @@ from ponder_kernels.sdf_field.volumes import SplitVolume, VolumeGradient, split_
 
 INPUTS = (
     "Tensor[] volumes, Tensor[] weights, Tensor sharpness, Tensor origins, Tensor directions, Tensor edges, "
-    "Tensor box, Tensor? hit, Tensor ray_depth, Tensor slope, int[] layers, str[] activations, str opacity, "
-    "str padding, bool align_corners, bool middles, bool points, bool carry, float[] numbers, int chunk_bytes, "
-    "str precision"
+    "Tensor box, Tensor? hit, Tensor ray_depth, Tensor slope, Tensor? known_sdf, int[] layers, str[] activations, "
+    "str opacity, str padding, bool align_corners, bool middles, bool points, bool carry, float[] numbers, "
+    "int chunk_bytes, str precision"
 )
 
 
@@ -95,6 +95,7 @@ class _Call(NamedTuple):
     hit: Tensor | None
     ray_depth: Tensor
     slope: Tensor
+    known_sdf: Tensor | None
     layers: Sequence[int]
     activations: Sequence[str]
     opacity: str
@@ -136,9 +137,11 @@ class _Call(NamedTuple):
         """All rays of all scenes in one row."""
         batch, count = self.edges.shape[:2]
         scene = scene_of_rows(batch, count, self.edges.device)
-        rest = (self.ray_depth.reshape(-1), self.slope.reshape(-1), None if self.hit is None else self.hit.reshape(-1))
+        hit = None if self.hit is None else self.hit.reshape(-1)
+        known_sdf = None if self.known_sdf is None else self.known_sdf.flatten(0, 1)
+        rest = (scene, self.ray_depth.reshape(-1), self.slope.reshape(-1), hit, known_sdf)
         edges = self.edges.reshape(batch * count, self.edges.shape[2])
-        return Rays(self.origins.reshape(-1, 3), self.directions.reshape(-1, 3), edges, scene, *rest)
+        return Rays(self.origins.reshape(-1, 3), self.directions.reshape(-1, 3), edges, *rest)
 
     def settings(self) -> Settings:
         """Options of the renderer."""
@@ -288,7 +291,8 @@ def _fused_gradients(
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     call = _Call(*inputs)
     ctx.counts = (len(call.volumes), len(call.weights))
-    ctx.options = call[10:]
+    # The known distances are among the results.
+    ctx.options = call[11:]
     ctx.save_for_backward(*call.volumes, *call.weights, *call[2:10], output[3], output[4])
     ctx.set_materialize_grads(False)
 
@@ -304,11 +308,11 @@ def _backward(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
             "eikonal), so that losses on it need the first order only"
         )
     volumes_bar, weights_bar, sharpness_bar = render_gradients(
-        *upstream, sdf, gradient, volumes, weights, *rest, *ctx.options
+        *upstream, sdf, gradient, volumes, weights, *rest, None, *ctx.options
     )
     # The samples and targets are constants of the renderer. torch takes an empty list of options for one of tensors.
     options: list[Any] = [[] if value == [] else None for value in ctx.options]
-    return volumes_bar, weights_bar, sharpness_bar, *(None for _ in range(7)), *options
+    return volumes_bar, weights_bar, sharpness_bar, *(None for _ in range(8)), *options
 
 
 render_sums.register_autograd(_backward, setup_context=_setup_context)

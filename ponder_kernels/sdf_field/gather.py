@@ -174,6 +174,16 @@ def gather_rows(rows: Tensor, bags: Tensor, weight: Tensor) -> Tensor:
     return torch.nn.functional.embedding_bag(bags, rows, per_sample_weights=weight, mode="sum")
 
 
+def dot_rows(rows: Tensor, bags: Tensor, values: Tensor) -> Tensor:
+    """values[m] . rows[bags[m, k]]: [V, C], [M, 8], [M, C] -> [M, 8]."""
+    # What the derivative of a weighted bag by its weights is.
+    bag = torch.arange(len(bags), dtype=bags.dtype, device=bags.device)
+    found = torch.ops.aten._embedding_bag_per_sample_weights_backward(
+        values.contiguous(), rows, bags.reshape(-1), bag * bags.shape[1], bag.repeat_interleave(bags.shape[1]), 0
+    )
+    return found.view(bags.shape)
+
+
 class Scatter:
     """The transpose of `gather_rows` for bags [M, 8]; the sort is shared by all scatters through it."""
 

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from ponder_kernels.memory import spare_zeros
-from ponder_kernels.sdf_field.gather import Corners, Scatter, VolumeGeometry, find_corners, gather_rows, volume_rows
+from ponder_kernels.sdf_field.gather import (
+    Corners,
+    Scatter,
+    VolumeGeometry,
+    dot_rows,
+    find_corners,
+    gather_rows,
+    volume_rows,
+)
 
 
 class RowView(NamedTuple):
@@ -134,9 +142,9 @@ class Samples(NamedTuple):
             view = volume.first
             bags, width = view.of(corners.rows), view.rows.shape[1]
             part = by_features[:, start : start + width]
+            products = dot_rows(view.rows, bags, part)
             for axis in range(3):
-                along = gather_rows(view.rows, bags, corners.slope(axis))
-                out[axis].add_(along.mul_(part).sum(-1))
+                out[axis].add_(corners.slope(axis).mul_(products).sum(-1))
             start += width
         return out.T
 

@@ -254,7 +254,7 @@ def engine(settings, samples, sums_bar, bar):
     frame = Frame(position, ends - starts, None, origins)
     upstream = RayBar(sums_bar.double(), bar.losses, None, bar.sdf, bar.gradient)
     normals = renderer.normals(samples.gradient)
-    weights_bar = _weights_bar(frame, normals.unit, [], upstream)
+    weights_bar = _weights_bar(frame, normals.unit, [], None, upstream)
     sample = _composite_backward(renderer, bundle, frame, samples.sdf, samples.gradient, normals, weights_bar, upstream)
     model, weights = renderer.opacity(bundle, frame, samples.sdf, samples.gradient)
     losses = renderer.loss_sums(bundle, frame, samples.sdf, normals.length)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 from ponder_kernels import render_rays
 from ponder_kernels.render.reference import render_rays_reference
-from tests.kernels.render_cases import UNIT_CUBE, Case, Shape, gradients, make_case, values_of, with_leaves
+from tests.kernels.render_cases import KNOWN_SDF, UNIT_CUBE, Case, Shape, gradients, make_case, values_of, with_leaves
 from tests.tolerance import assert_close_to_reference
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
@@ -28,6 +29,7 @@ SHAPES = {
     "colour-only": Shape(semantic_hidden=None),
     "plain": Shape(options={"opacity": "neus-plain"}),
     "volsdf": Shape(sharpness=0.2, options={"opacity": "volsdf", "sample_at": "start"}),
+    "known-sdf": KNOWN_SDF,
     "annealed-per-sample": Shape(options={"cos_anneal_ratio": 0.3, "per_sample": True}, hit=False),
     "affine-sdf": Shape(sdf_hidden=(), channels=5),
     "many-samples": Shape(samples=37, rays=3, batch=1),
@@ -40,7 +42,9 @@ def on(case: Case, device: str) -> Case:
     rays = tuple(x.to(device) for x in case.rays)
     targets = case.targets._replace(ray_depth=case.targets.ray_depth.to(device), slope=case.targets.slope.to(device))
     hit = None if case.hit is None else case.hit.to(device)
-    return moved._replace(rays=rays, box=case.box.to(device), hit=hit, targets=targets)
+    options = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in case.shape.options.items()}
+    shape = replace(case.shape, options=options)
+    return moved._replace(shape=shape, rays=rays, box=case.box.to(device), hit=hit, targets=targets)
 
 
 def fused(case: Case, **options: Any) -> Any:
