@@ -225,7 +225,7 @@ def test_plain_rounding(name: str) -> None:
         torch.manual_seed(0)
         found[plain] = model(RayBundle(*rays), volumes)
         assert drawn == [torch.float32 if plain else torch.float64]
-        assert model.opacity == ("volsdf" if name.endswith("volsdf") else "neus-plain" if plain else "neus")
+        assert model.opacity == ("volsdf" if name.endswith("volsdf") else "neus") + "-plain" * plain
     plain, exact = found[True], found[False]
     assert all(value.dtype == torch.float32 and value.shape == plain[key].shape for key, value in exact.items())
     torch.testing.assert_close(exact["init_sampled_points"], plain["init_sampled_points"], rtol=0, atol=1e-6)

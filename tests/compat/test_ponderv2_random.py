@@ -16,10 +16,14 @@ from tests.compat.ponderv2_cases import Config, Scenario, compare, rays_of, rela
 # As many as a few seconds are enough for.
 EQUAL, HOSTILE = 24, 48
 
-# Samplers multiply rounding by up to 1e5 where their distribution is nearly flat, one step after the other, and a ray's
-# total weight may be rounding alone: of 3,000 results 6 are off by more than 1e-10 (gradients 1e-9), one of them by
-# 4e-6. A wrong formula is off by far more.
+# Of 3,000 results two gradients by the sharpness, whose terms cancel, are off by more than 1e-9 (4e-9), and nothing
+# else by more than 1e-10. Where a BLAS adds up few rows in another order, samplers multiply that rounding by up to 1e5,
+# one step after the other. A wrong formula is off by far more.
 TOLERANCE = 1e-5
+
+# In float32: where a ray's weight, an SDF's slope or a loss is rounding alone, there is nothing to agree on. Of 51,040
+# outputs and losses of 3,000 results 19 are beyond, and of 99,610 gradients 575, 341 of them by the sharpness.
+OUTPUTS, GRADIENTS = 1e-5, 1e-4
 
 
 def _decoder(draw: random.Random, in_dim: int, out_dim: int, blocks: list[int]) -> Config:
@@ -112,6 +116,16 @@ def test_drawn_configurations_equal_ponderv2(seed: int, training: bool) -> None:
         assert got.keys() == want.keys()
         for name in want:
             assert relative(got[name], want[name]) <= TOLERANCE, name
+
+
+def test_drawn_configurations_in_float32() -> None:
+    outputs, gradients = [], []
+    for seed in range(EQUAL):
+        theirs, ours = compare(drawn(random.Random(seed)), torch.float32, training=seed % 2 == 0)
+        for part, errors in ((0, outputs), (1, outputs), (2, gradients)):
+            errors += [relative(ours[part][name], want) for name, want in theirs[part].items()]
+    assert sum(error <= OUTPUTS for error in outputs) >= 0.99 * len(outputs)
+    assert sum(error <= GRADIENTS for error in gradients) >= 0.97 * len(gradients)
 
 
 def _hostile_rays(draw: random.Random, origins: Tensor, directions: Tensor, low: float) -> tuple[Tensor, Tensor]:

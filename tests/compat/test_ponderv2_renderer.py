@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import pytest
 import torch
+import torch._dynamo
 from torch import Tensor
 
-from benchmarks.agreement import results_of
 from benchmarks.baselines import ponderv2 as baseline
 from benchmarks.baselines.ponderv2 import configs
-from benchmarks.cases import RENDER_CASES
-from benchmarks.competitors import COMPETITORS
-from benchmarks.contenders import render_contender
-from benchmarks.inputs import make_inputs
 from ponder.compat.ponderv2 import Parity, RayBundle
 from tests.compat.ponderv2_cases import (
     INDOOR,
@@ -35,7 +30,6 @@ from tests.compat.ponderv2_cases import (
 )
 
 F64_OUTPUTS, F64_GRADIENTS = 1e-10, 1e-9
-F32_OUTPUTS, F32_GRADIENTS = 1e-5, 1e-4
 
 IN_EVALUATION = ("indoor", "indoor-volsdf", "outdoor", "indoor-raw-points", "indoor-two-shared-volumes")
 
@@ -68,96 +62,6 @@ def test_evaluation_equals_ponderv2(name: str) -> None:
     theirs, ours = compare(SCENARIOS[name], torch.float64, training=False)
     assert_equal_in_float64(ours, theirs)
     assert ours.preds["rgb"].min() >= 0 and ours.preds["rgb"].max() <= 1
-
-
-def _in_float64(scenario: Scenario, training: bool, monkeypatch: pytest.MonkeyPatch) -> Result:
-    """PonderV2 with the random draws of float32."""
-    rays, targets = rays_of(scenario, torch.float64), targets_of(scenario, torch.float64)
-    volumes = volumes_of(scenario, torch.float64)
-    model, _ = models(scenario.config, torch.float64)
-    draw = torch.rand
-    monkeypatch.setattr(torch, "rand", lambda size, dtype, device: draw(size, device=device).to(dtype))
-    return run(model.train(training), baseline.RayBundle(*rays), volumes, targets)
-
-
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-@pytest.mark.parametrize("name", ["indoor", "outdoor", "indoor-volsdf"])
-def test_float32_is_as_near_to_float64_as_ponderv2_is(
-    name: str, training: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where the SDF is flat PonderV2's opacity is a difference of nearly equal sigmoids, of which float32 keeps two or
-    three digits; there the yardstick is what its own code loses.
-    """
-    theirs, ours = compare(SCENARIOS[name], torch.float32, training)
-    truth = _in_float64(SCENARIOS[name], training, monkeypatch)
-    for label, got, want, true, is_gradient in _with_truth(ours, theirs, truth):
-        tolerance = F32_GRADIENTS if is_gradient else F32_OUTPUTS
-        error, other = relative(got, true), relative(want, true)
-        assert error <= max(tolerance, 3 * other), f"{label}: {error:.1e}, PonderV2 {other:.1e}"
-
-
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-@pytest.mark.parametrize("name", SCENARIOS)
-def test_float32_without_plain_rounding_is_nearer_to_float64(
-    name: str, training: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """PonderV2's own loss is the yardstick where one sample in thousands moves beyond a face of a voxel, and for
-    numbers of single samples: where they crowd, float32 keeps a few digits of their distances to each other.
-    """
-    scenario = replace(SCENARIOS[name], rays=80)
-    theirs, ours = compare(scenario, torch.float32, training, Parity(plain_rounding=False))
-    truth = _in_float64(scenario, training, monkeypatch)
-    for label, got, want, true, is_gradient in _with_truth(ours, theirs, truth):
-        tolerance = F32_GRADIENTS if is_gradient else F32_OUTPUTS
-        error, other = relative(got, true), relative(want, true)
-        if not label.startswith("losses "):
-            # Nine in ten are nearer; of the others the difference of two roundings decides.
-            tolerance = max(tolerance, 2 * other)
-        assert error <= tolerance, f"{label}: {error:.1e}, PonderV2 {other:.1e}"
-
-
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-@pytest.mark.parametrize("name", [name for name in SCENARIOS if name != "indoor-flat"])
-def test_float32_equals_ponderv2_at_its_samples(name: str, training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A sampler multiplies the last digits of the SDF by thousands; here it asks PonderV2's own operations for it.
-
-    Left out are SDFs of 1e-6, whose opacities are rounding, and the derivative by the sharpness, whose terms cancel: to
-    6e-3, which is nothing to go by. The yardstick of other gradients is PonderV2's own loss too.
-    """
-    scenario = SCENARIOS[name]
-    origins, directions = rays_of(scenario, torch.float32)
-    volumes, targets = volumes_of(scenario, torch.float32), targets_of(scenario, torch.float32)
-    theirs, ours = models(scenario.config, torch.float32)
-    expected = run(theirs.train(training), baseline.RayBundle(origins, directions), volumes, targets)
-    plain = torch.no_grad()(lambda points, *_: theirs.field.get_sdf(points, volumes)[0][..., 0])
-    monkeypatch.setattr(ours.field, "sdf", plain)
-    found = run(ours.train(training), RayBundle(origins, directions), volumes, targets)
-    truth = _in_float64(scenario, training, monkeypatch)
-    for label, got, want, true, is_gradient in _with_truth(found, expected, truth):
-        if label.endswith("variance"):
-            continue
-        tolerance = max(F32_GRADIENTS, 2 * relative(want, true)) if is_gradient else F32_OUTPUTS
-        assert relative(got, want) <= tolerance, f"{label}: {relative(got, want):.1e}"
-
-
-@pytest.mark.parametrize("name", ["outdoor", "outdoor-semantics", "camera"])
-def test_float32_follows_ponderv2_in_float32(name: str) -> None:
-    """Where no sample hangs on a last digit, as in the benchmarks' volumes: the same samples, and then its numbers."""
-    case = RENDER_CASES[name]
-    inputs = make_inputs(case, case.sizes["small"], "cpu")
-    built = (COMPETITORS[name].build(case) for name in ("eager", "ponder"))
-    expected, got = (results_of(render_contender(renderer, case, inputs)) for renderer in built)
-    limits = {"output z_vals": 1e-7, "output weights": 2 * F32_OUTPUTS}
-    for label, want in expected.items():
-        limit = limits.get(label, F32_GRADIENTS if label.startswith("gradient ") else F32_OUTPUTS)
-        error = relative(got[label], want)
-        assert error <= limit, f"{label}: {error:.1e}"
-
-
-def _with_truth(ours: Result, theirs: Result, truth: Result) -> Iterator[tuple[str, Tensor, Tensor, Tensor, bool]]:
-    true = [value for part in truth for value in part.values()]
-    for (name, got, want, is_gradient), value in zip(pairs(ours, theirs), true, strict=True):
-        yield name, got, want, value, is_gradient
 
 
 SAMPLERS = {
@@ -287,6 +191,21 @@ def test_autocast_leaves_the_result_alone(name: str, training: bool, monkeypatch
         monkeypatch.setattr(ours, method, low(getattr(ours, method)))
     for label, got, want, _ in pairs(run(ours, bundle, volumes, targets), expected):
         assert relative(got, want) <= 1e-6, f"{label}: {relative(got, want):.1e}"
+
+
+@pytest.mark.unguarded
+def test_a_compiled_step_gives_the_same() -> None:
+    """In several graphs: the sampler looks at its numbers."""
+    scenario = SCENARIOS["indoor-geometry-only"]
+    _, ours = models(scenario.config, torch.float32)
+    arguments = (RayBundle(*rays_of(scenario, torch.float32)), volumes_of(scenario, torch.float32))
+    targets = targets_of(scenario, torch.float32)
+    expected = run(ours, *arguments, targets)
+    torch._dynamo.reset()
+    ours.forward = torch.compile(ours.forward, backend="aot_eager")
+    for label, got, want, _ in pairs(run(ours, *arguments, targets), expected):
+        assert relative(got, want) <= 1e-6, label
+    torch._dynamo.reset()
 
 
 def test_half_precision_volumes_and_no_rays() -> None:

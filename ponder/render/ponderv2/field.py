@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ponder.render.decoders import Decoder, DeviationNetwork
 from ponder.render.ponderv2.opacity import LaplaceDensity
+from ponder.render.ponderv2.plain_sdf import PlainSDF
 from ponder_kernels import FieldWeights, HeadWeights, Layer, Normalisation, sdf_field
 
 # PonderV2 divides by 1 + padding + this, so that the padded cube stays strictly inside [0, 1).
@@ -97,6 +98,12 @@ class SDFField(nn.Module):
             with_points=weights.points, align_corners=True, padding="zeros",
         )  # fmt: skip
         return found.sdf.view(points.shape[:-1])
+
+    def plain_sdf(self, volumes: Sequence[Tensor], normalise: bool) -> PlainSDF:
+        """As `sdf` of one of both kinds of points, with PonderV2's operations and roundings and without gradients."""
+        # What `snap` rounds here is rounded in grid_sample's range there.
+        move = (self.normalisation() if normalise else _UNCHANGED)._replace(snap=False)
+        return PlainSDF(self.sdf_decoder, volumes, self.share_volume, move)
 
     def prepare(self, volume_feature: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
         """Volumes [C, D, H, W] as [1, C, D, H, W] of a dtype, channels last, so that no later step copies them.

@@ -15,9 +15,9 @@ from ponder.render.ponderv2.error_bounded import ErrorBoundedSampler
 from ponder.render.ponderv2.field import SDFField, unit_box
 from ponder.render.ponderv2.losses import LossConfig, compute_losses
 from ponder.render.ponderv2.parity import Parity
-from ponder.render.ponderv2.rays import RayBundle
+from ponder.render.ponderv2.rays import RayBundle, TensorMap
 from ponder.render.ponderv2.samplers import FieldQueries, NeuSSampler, SampledRays, UniSurfSampler
-from ponder_kernels import RenderedRays, render_rays
+from ponder_kernels import FieldWeights, RenderedRays, _backend, render_rays
 
 RaySampler = NeuSSampler | ErrorBoundedSampler | UniSurfSampler
 
@@ -32,7 +32,8 @@ class SurfaceModel(nn.Module, ABC):
         Zhu et al., PonderV2, arXiv 2310.08586, section 3.3.
     """
 
-    opacity: str
+    # How an opacity comes of the SDF: "neus" or "volsdf".
+    kind: str
 
     def __init__(
         self, field: SDFField, collider: Collider, sampler: RaySampler, loss: LossConfig, parity: Parity | None = None
@@ -44,6 +45,11 @@ class SurfaceModel(nn.Module, ABC):
     @abstractmethod
     def sharpness(self) -> Tensor:
         """[] inv_s of NeuS, beta of VolSDF."""
+
+    @property
+    def opacity(self) -> str:
+        """The opacity model of `render_rays`."""
+        return f"{self.kind}-plain" if self.parity.plain_rounding else self.kind
 
     def forward(
         self, ray_bundle: RayBundle, volume_feature: Sequence[Tensor], points: Tensor | None = None, **unused: Any
@@ -71,10 +77,10 @@ class SurfaceModel(nn.Module, ABC):
             warnings.warn(f"the renderer makes no use of {', '.join(unused)}", stacklevel=2)
         volumes = self.field.prepare(volume_feature, ray_bundle.origins.dtype)
         weights = self.field.weights(len(volumes))
-        queries = FieldQueries(lambda where: self.field.sdf(where, volumes, weights), self.field.laplace_density)
+        queries = FieldQueries(self._sampled_sdf(volumes, weights), self.field.laplace_density)
         limited = self.collider(ray_bundle)
         sampled = self.sampler(limited if self.parity.plain_rounding else limited.in_float64(), queries)
-        edges = sampled.samples.rounded()
+        edges, points_along = sampled.samples.rounded(), sampled.samples.points()
         rendered = render_rays(
             volumes,
             weights,
@@ -84,6 +90,7 @@ class SurfaceModel(nn.Module, ABC):
             self.sharpness(),
             unit_box(ray_bundle.origins),
             opacity=self.opacity,
+            known_sdf=self._known_sdf(points_along, volumes),
             align_corners=True,
             padding="zeros",
             sample_at="start",
@@ -92,12 +99,27 @@ class SurfaceModel(nn.Module, ABC):
             per_sample=True,
         )
         starts = edges[:, :-1]
-        preds = self._images(rendered, starts) | _samples(rendered, sampled, starts)
+        preds = self._images(rendered, starts) | _samples(rendered, sampled, starts, points_along)
         if self.loss.weight("sparse_points_sdf_loss") > 0:
             if points is None:
                 raise ValueError("points: sparse_points_sdf_loss is on but none were given")
             preds["sparse_points_sdf"] = self.field.sdf(points, volumes, weights)[:, None]
         return preds
+
+    def _sampled_sdf(self, volumes: Sequence[Tensor], weights: FieldWeights) -> TensorMap:
+        """The SDF as the sampler asks for it."""
+        if self._rounds_plainly(volumes):
+            return self.field.plain_sdf(volumes, normalise=not self.field.raw_sampler_points)
+        return lambda where: self.field.sdf(where, volumes, weights)
+
+    def _known_sdf(self, points: Tensor, volumes: Sequence[Tensor]) -> Tensor | None:
+        """[1, R, S] the SDF at the samples [R, S, 3], None where the renderer's own is as good."""
+        return self.field.plain_sdf(volumes, normalise=True)(points)[None] if self._rounds_plainly(volumes) else None
+
+    def _rounds_plainly(self, volumes: Sequence[Tensor]) -> bool:
+        # On a GPU products round in their own way, and the same digits are not to be had.
+        on_cpu = volumes[0].device.type == "cpu" and _backend.choose_backend("auto", *volumes) == "torch"
+        return self.parity.plain_rounding and on_cpu
 
     def get_loss(self, preds_dict: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Weighted loss terms; see `compute_losses`."""
@@ -124,8 +146,8 @@ class SurfaceModel(nn.Module, ABC):
         return images | {"depth": depth, "normal": rendered.normal.squeeze(0)}
 
 
-def _samples(rendered: RenderedRays, sampled: SampledRays, starts: Tensor) -> dict[str, Tensor]:
-    """What was found along the rays."""
+def _samples(rendered: RenderedRays, sampled: SampledRays, starts: Tensor, points: Tensor) -> dict[str, Tensor]:
+    """What was found along the rays; points [R, S, 3] are those of the samples."""
     per_sample = rendered.samples
     assert per_sample is not None
     first = sampled.initial_weights
@@ -134,7 +156,7 @@ def _samples(rendered: RenderedRays, sampled: SampledRays, starts: Tensor) -> di
         "sdf": per_sample.sdf.squeeze(0)[..., None],
         "gradients": per_sample.gradient.squeeze(0),
         "z_vals": starts[..., None],
-        "sampled_points": sampled.samples.points(),
+        "sampled_points": points,
         "init_sampled_points": sampled.initial_points,
         "init_weights": None if first is None else first.to(starts.dtype)[..., None],
         "new_sampled_points": sampled.new_points,
@@ -145,9 +167,7 @@ def _samples(rendered: RenderedRays, sampled: SampledRays, starts: Tensor) -> di
 class NeuSModel(SurfaceModel):
     """Opacity from the change of the SDF along the ray (NeuS, arXiv 2106.10689)."""
 
-    @property
-    def opacity(self) -> str:  # type: ignore[override]
-        return "neus-plain" if self.parity.plain_rounding else "neus"
+    kind = "neus"
 
     def sharpness(self) -> Tensor:
         return self.field.inv_s()
@@ -156,7 +176,7 @@ class NeuSModel(SurfaceModel):
 class VolSDFModel(SurfaceModel):
     """Density from the SDF (VolSDF, arXiv 2106.12052)."""
 
-    opacity = "volsdf"
+    kind = "volsdf"
 
     def sharpness(self) -> Tensor:
         return self.field.laplace_density.get_beta()[0]

@@ -34,10 +34,11 @@ class Parity:
             whose centres, as the renderer places them, are nearest.
         cycled_momentum: the one-cycle schedule also moves the momentum, whatever the optimiser was given. False: the
             momentum is the optimiser's.
-        plain_rounding: in float32 samples are drawn in float32, and opacities are differences of nearly equal sigmoids:
-            the operations and roundings of PonderV2's code, so that its samples come out to the last digit where a last
-            digit does not decide. False: samples are drawn in float64 and opacities keep their digits, which is nearer
-            to what the formulas say (opacities on the Triton backend always do).
+        plain_rounding: the operations and roundings of PonderV2's code, so that its float32 numbers come out, not only
+            its formulas: samples are drawn in the precision of the rays, opacities are differences of nearly equal
+            numbers and, on a CPU, the SDF's values are evaluated layer by layer. False: samples are drawn in float64
+            and opacities keep their digits, which is nearer to what the formulas say (opacities on the Triton backend
+            always do) and takes less time.
         reinterpreted_kernels: kernels of 1x1x1 sparse convolutions, stored [out, in], are read as if they were [in,
             out]. Released weights rely on it. False: they are transposed.
     """

@@ -1,7 +1,7 @@
 """PonderV2's contrastive semantic loss over all pairs of rays, computed over pairs of rays and classes.
 
 Target embeddings repeat: n_k rays carry that of class k, n_0 none (zeros). With ``s_ik = p_i . e_k / T`` the cross
-entropy of ray i against all R rays is ``log sum_k n_k exp(s_ik) - s_i,c(i)``, exactly: R x K logits instead of R x R.
+entropy of ray i against all R rays is ``log sum_k n_k exp(s_ik - s_i,c(i))``, exactly: R x K logits instead of R x R.
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ class _Contrast(torch.autograd.Function):
         total = pred.new_zeros(())
         for part in _chunks(len(pred), max(table.shape)):
             unit = F.normalize(pred[part], dim=-1)
-            logits, own = _logits(unit, ids[part], table, log_counts, options)
-            total += ((logits.logsumexp(1) - own) * valid[part]).sum()
+            logits = _logits(unit, ids[part], table, log_counts, options)
+            total += (logits.logsumexp(1) * valid[part]).sum()
         ctx.save_for_backward(pred, ids, table, log_counts, valid)
         ctx.options = options
         return total
@@ -98,7 +98,7 @@ class _Contrast(torch.autograd.Function):
         for part in _chunks(len(pred), max(table.shape)):
             length = pred[part].norm(2, dim=-1, keepdim=True)
             unit = pred[part] / length.clamp_min(NORM_FLOOR)
-            logits, _ = _logits(unit, ids[part], table, log_counts, ctx.options)
+            logits = _logits(unit, ids[part], table, log_counts, ctx.options)
             by_logits = logits.softmax(1)
             by_logits.scatter_add_(1, ids[part, None], by_logits.new_full((len(unit), 1), -1.0))
             by_logits.mul_((valid[part] * (bar / ctx.options.temperature))[:, None])
@@ -119,14 +119,15 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
         return a @ b
 
 
-def _logits(unit: Tensor, ids: Tensor, table: Tensor, log_counts: Tensor, options: _Options) -> tuple[Tensor, Tensor]:
-    """Logits [R, K] with the logarithm of the classes' sizes added, and the bare ones of the rays' own classes [R]."""
+def _logits(unit: Tensor, ids: Tensor, table: Tensor, log_counts: Tensor, options: _Options) -> Tensor:
+    """Logits [R, K] less those of the rays' own classes, the logarithm of the classes' sizes added.
+
+    The difference comes first: logits are up to 1 / temperature, and beside them a small loss would lose its digits.
+    """
     logits = _product(unit, table.T) / options.temperature
-    own = logits.gather(1, ids[:, None])
+    logits -= logits.gather(1, ids[:, None])
     logits += log_counts
-    if not options.same_class_negatives:
-        logits.scatter_(1, ids[:, None], own)
-    return logits, own[:, 0]
+    return logits if options.same_class_negatives else logits.scatter_(1, ids[:, None], 0.0)
 
 
 def contrast(
