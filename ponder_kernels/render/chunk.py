@@ -90,7 +90,7 @@ class Rays(NamedTuple):
     hit: Tensor | None
     known_sdf: Tensor | None = None
 
-    def part(self, rows: slice) -> Rays:
+    def part(self, rows: slice | Tensor) -> Rays:
         """Some of the rays."""
         return Rays(*(None if v is None else v[rows] for v in self))  # type: ignore[arg-type]
 
@@ -179,8 +179,8 @@ class Renderer:
         norm = length.clamp_min(self.settings.normal_floor)
         return Normals(gradient / norm, length, norm)
 
-    def forward(self, rays: Rays, sums: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Fill the per-ray sums; return loss sums [3], weights and sdf [R, S], gradient [R, S, 3]."""
+    def forward(self, rays: Rays) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Per-ray sums [R, *], loss sums [3], weights and sdf [R, S], gradient [R, S, 3]."""
         frame = self.frame(rays)
         decoded = self.decode(frame)
         blocks = self.blocks(frame, decoded, self.gradient(frame, decoded))
@@ -197,8 +197,8 @@ class Renderer:
             composited = [torch.bmm(along, v).squeeze(1) for v in (gradient, blocks.hidden, blocks.features)]
             composited[1].neg_()
             values += composited
-        torch.cat(values, 1, out=sums)
-        return self.loss_sums(rays, frame, sdf, normals.length), weights, sdf, gradient
+        losses = self.loss_sums(rays, frame, sdf, normals.length)
+        return torch.cat(values, 1), losses, weights, sdf, gradient
 
     def loss_sums(self, rays: Rays, frame: Frame, sdf: Tensor, length: Tensor) -> Tensor:
         """Summed eikonal, free-space and band terms; `length` [R, S, 1] is that of the gradients."""

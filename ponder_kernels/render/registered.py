@@ -29,6 +29,7 @@ from ponder_kernels.render.chunk import (
 )
 from ponder_kernels.render.fused import FusedRenderer
 from ponder_kernels.render.heads import Head, HeadLayer
+from ponder_kernels.render.order import ray_order
 from ponder_kernels.sdf_field.chain import Chain, Layer, flatten
 from ponder_kernels.sdf_field.gather import VolumeGeometry, scene_of_rows, volume_rows
 from ponder_kernels.sdf_field.volumes import SplitVolume, VolumeGradient, split_volume
@@ -180,12 +181,14 @@ class _Call(NamedTuple):
         rays = rays._replace(hit=None if rays.hit is None else rays.hit.float())
         return FusedRenderer(self.field(), rows, self.settings(), self.normalise(), self.precision, rays)
 
-    def chunks(self, rays: int) -> list[slice]:
-        """Which rays are rendered at once."""
+    def chunks(self, rays: Rays) -> list[Tensor]:
+        """Which rays are rendered at once: their numbers, in each."""
         chain, _ = self.decoders()
         widest = max([chain[0].inputs.shape[1], *(layer.bias.shape[0] for layer in chain)])
         samples = self.edges.shape[2] - 1
-        return even_parts(rays, chunk_rays(samples, widest, self.edges.element_size(), self.chunk_bytes))
+        most = chunk_rays(samples, widest, self.edges.element_size(), self.chunk_bytes)
+        order = ray_order(rays)
+        return [order[part] for part in even_parts(len(order), most)]
 
 
 def _fake_sums(*arguments: Any) -> tuple[Tensor, ...]:
@@ -209,13 +212,14 @@ def render_sums(*arguments: Any) -> tuple[Tensor, ...]:
             loss, weights[part] = fused.forward(part, sums[part], sdf[part], gradient[part])
             losses += loss
         return sums, losses, weights, sdf, gradient
-    renderers, chunks = call.renderers(), call.chunks(sdf.shape[0])
+    renderers, chunks = call.renderers(), call.chunks(rays)
     # Added up at the end: in one order, and no thread waits for another's turn.
     partial = losses.new_empty(len(chunks), LOSS_SUMS)
 
-    def render(chunk: tuple[int, slice]) -> None:
+    def render(chunk: tuple[int, Tensor]) -> None:
         number, part = chunk
-        partial[number], weights[part], sdf[part], gradient[part] = renderers.value.forward(rays.part(part), sums[part])
+        found = renderers.value.forward(rays.part(part))
+        sums[part], partial[number], weights[part], sdf[part], gradient[part] = found
 
     for_each(render, list(enumerate(chunks)), sdf.device)
     return sums, partial.sum(0), weights, sdf, gradient
@@ -250,7 +254,7 @@ def _upstream(call: _Call, sdf: Tensor, bars: Sequence[Tensor | None]) -> RayBar
     return RayBar(sums, sdf.new_zeros(LOSS_SUMS) if losses is None else losses, *samples)
 
 
-def _part(bar: RayBar, rows: slice) -> RayBar:
+def _part(bar: RayBar, rows: slice | Tensor) -> RayBar:
     """The upstream of some of the rays."""
     samples = [None if value is None else value[rows] for value in (bar.weights, bar.sdf, bar.gradient)]
     return RayBar(bar.sums[rows], bar.losses, *samples)
@@ -263,7 +267,7 @@ def _torch_gradients(
     rays, renderers, volumes = call.rays(), call.renderers(), call.split(chain)
     gradients, sharpness = [VolumeGradient(v) for v in volumes], torch.zeros_like(call.sharpness)
 
-    def backward(part: slice) -> ChunkBar:
+    def backward(part: Tensor) -> ChunkBar:
         return render_backward(renderers.value, rays.part(part), sdf[part], gradient[part], _part(bar, part))
 
     weights = [*flatten((chain, heads)), sharpness]
@@ -273,7 +277,7 @@ def _torch_gradients(
             total.add(part)
         torch._foreach_add_(weights, flatten((found.sdf, found.heads, found.sharpness)))
 
-    for_each(backward, call.chunks(sdf.shape[0]), sdf.device, use=add)
+    for_each(backward, call.chunks(rays), sdf.device, use=add)
     return [g.as_volume() for g in gradients], sharpness
 
 

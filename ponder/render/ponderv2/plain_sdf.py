@@ -20,8 +20,8 @@ from ponder_kernels._threads import even_parts, for_each
 
 # Few enough that the hidden layers stay in the caches, many enough that calling an operation costs little beside it.
 POINTS_AT_ONCE = 4096
-# A BLAS adds up in another order where there are few rows, and may for what is left beyond whole blocks of rows.
-LEAST_ROWS, ROW_MULTIPLE = 256, 16
+# A BLAS adds up in another order where there are few rows or columns, and may for rows beyond whole blocks.
+LEAST_ROWS, ROW_MULTIPLE, LEAST_COLUMNS = 256, 16, 16
 # Voxels by which a point must be farther from a volume than rounding can say.
 MARGIN = 1e-2
 # Lower arguments of the softplus change nothing in its sum with other numbers of that many digits; torch's log1p works
@@ -92,7 +92,7 @@ class PlainSDF:
         if self.share_volume and len(read) > 1:
             half = len(read[0]) // 2
             read = [r[:half] for r in read] + [r[half:] for r in read]
-        return (read[0] if len(read) == 1 else torch.cat(read)).T.contiguous()
+        return (read[0] if len(read) == 1 else torch.cat(read)).T
 
     def _decode(self, features: Tensor, points: Tensor) -> Tensor:
         """[N] the decoder's first output, layer by layer; sums of two do not depend on their order."""
@@ -104,7 +104,8 @@ class PlainSDF:
             for number in range(decoder.n_blocks):
                 hidden = decoder.get_submodule(f"lin{number}")(hidden).clamp_min_(LOWEST[points.dtype])
                 hidden = F.softplus(hidden, beta=SOFTPLUS_BETA).add_(decoder.fc_c[number + 1](features))
-            return decoder.get_submodule(f"lin{decoder.n_blocks}")(hidden)[:, 0]
+            last = decoder.get_submodule(f"lin{decoder.n_blocks}")
+            return F.linear(hidden, last.weight[:LEAST_COLUMNS], last.bias[:LEAST_COLUMNS])[:, 0]
 
 
 def _parts(count: int) -> list[slice]:
