@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ponder_kernels.ray_sampling import intersect_aabb, merge_edges, resample_edges, stratified_edges
     from ponder_kernels.render import FieldWeights, HeadWeights, Normalisation, RayTargets, RenderedRays, render_rays
     from ponder_kernels.sdf_density import alpha_from_density, laplace_density, neus_alpha
-    from ponder_kernels.sdf_field import Layer, SdfField, sdf_field
+    from ponder_kernels.sdf_field import Layer, PlainDecoder, SdfField, sdf_field
     from ponder_kernels.volume_sample import volume_sample
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "HeadWeights",
     "Layer",
     "Normalisation",
+    "PlainDecoder",
     "RayTargets",
     "RayWeights",
     "RenderedRays",
@@ -44,7 +45,7 @@ _FOLDERS = {
     "ray_sampling": ("intersect_aabb", "merge_edges", "resample_edges", "stratified_edges"),
     "render": ("FieldWeights", "HeadWeights", "Normalisation", "RayTargets", "RenderedRays", "render_rays"),
     "sdf_density": ("alpha_from_density", "laplace_density", "neus_alpha"),
-    "sdf_field": ("Layer", "SdfField", "sdf_field"),
+    "sdf_field": ("Layer", "PlainDecoder", "SdfField", "sdf_field"),
     "volume_sample": ("volume_sample",),
 }
 _FOLDER_OF = {name: folder for folder, names in _FOLDERS.items() for name in names}

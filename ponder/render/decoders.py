@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ponder_kernels import Layer
+from ponder_kernels import Layer, PlainDecoder
 from ponder_kernels._constants import INV_S_MAX, INV_S_MIN
 
 # Far above log(INV_S_MAX), and float32 still holds its exponential.
@@ -59,6 +59,17 @@ class Decoder(nn.Module):
         """
         with torch.autocast(next(self.parameters()).device.type, enabled=False):
             return tuple(self._layer(number, points) for number in range(self.n_blocks + 1))
+
+    def plain(self) -> PlainDecoder:
+        """The layers as they are."""
+        numbers = range(self.n_blocks + 1)
+
+        def affine(name: str) -> tuple[Tensor, Tensor]:
+            return self.get_parameter(f"{name}.weight"), self.get_parameter(f"{name}.bias")
+
+        inner = tuple(affine(f"fc_c.{number}") for number in numbers)
+        outer = tuple(affine(f"lin{number}") for number in numbers)
+        return PlainDecoder(inner, outer, affine("fc_p") if self.points_factor else None, self.points_factor)
 
     def _layer(self, number: int, points: bool) -> Layer:
         """`lin` after `fc_c`, multiplied out."""

@@ -33,6 +33,7 @@ from ponder_kernels.sdf_field.chain import (
     input_gradient,
     map_tensors,
 )
+from ponder_kernels.sdf_field.plain import PlainDecoder, grid_features, plain_distance
 from ponder_kernels.sdf_field.volumes import Growth, Samples, SplitVolume, locate
 
 # Per-ray sums that every call makes: position along the ray, opacity, unit normal.
@@ -76,10 +77,7 @@ class Field(NamedTuple):
 
 
 class Rays(NamedTuple):
-    """R rays: origins, directions [R, 3], edges [R, S + 1], scene [R], measured depth and slope [R], hit [R] or None.
-
-    `known_sdf` [R, S] or None stands for the decoder's distances.
-    """
+    """R rays: origins, directions [R, 3], edges [R, S + 1], scene, measured depth and slope [R], hit [R] or None."""
 
     origins: Tensor
     directions: Tensor
@@ -88,7 +86,6 @@ class Rays(NamedTuple):
     ray_depth: Tensor
     slope: Tensor
     hit: Tensor | None
-    known_sdf: Tensor | None = None
 
     def part(self, rows: slice | Tensor) -> Rays:
         """Some of the rays."""
@@ -104,27 +101,37 @@ class Normals(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """Geometry of a chunk's samples: position along the ray and bin length [R, S], where they lie in the volumes."""
+    """Geometry of a chunk's samples: position along the ray and bin length [R, S], where they lie in the volumes.
+
+    Points [M, 3] are those of the box, `unmoved` what they were before.
+    """
 
     position: Tensor
     delta: Tensor
     samples: Samples
     points: Tensor
+    unmoved: Tensor
 
 
 class Decoded(NamedTuple):
-    """Decoder state of a chunk: features [M, F] with the decoder's input in front, hidden activations, slopes."""
+    """Decoder state of a chunk: features [M, F] with the decoder's input in front, hidden activations, slopes.
+
+    `sdf` [M] where it was evaluated layer by layer.
+    """
 
     features: Tensor
     hidden: Hidden
     slopes: Slopes
+    sdf: Tensor | None
 
 
 class Renderer:
     """Renders chunks of rays with one set of buffers."""
 
-    def __init__(self, field: Field, settings: Settings, normalise: Normalisation) -> None:
-        self.field, self.settings, self.normalise = field, settings, normalise
+    def __init__(
+        self, field: Field, settings: Settings, normalise: Normalisation, plain: PlainDecoder | None = None
+    ) -> None:
+        self.field, self.settings, self.normalise, self.plain = field, settings, normalise, plain
         self.work = Workspace(field.sdf[0].inputs)
         self.inputs = field.sdf[0].inputs.shape[1]
         self.second = 0
@@ -138,16 +145,31 @@ class Renderer:
         starts, ends = rays.edges[:, :-1], rays.edges[:, 1:]
         position = (starts + ends) / 2 if self.settings.middles else starts
         points = along_rays(position, rays.directions).add_(rays.origins.unsqueeze(1))
-        points = self.normalise(points.reshape(-1, 3))
+        unmoved = points.reshape(-1, 3)
+        points = self.normalise(unmoved)
         scene = rays.scene.repeat_interleave(position.shape[1]) if self.scenes > 1 else None
-        return Frame(position, ends - starts, locate(self.field.volumes, points, scene), points)
+        return Frame(position, ends - starts, locate(self.field.volumes, points, scene), points, unmoved)
 
-    def decode(self, frame: Frame) -> Decoded:
-        """Gather the features and run the SDF chain."""
+    def decode(self, frame: Frame, plain: PlainDecoder | None = None) -> Decoded:
+        """Gather the features and run the SDF chain, or the decoder that it is made of."""
         points = frame.points if self.settings.points else None
         features = frame.samples.features(self.field.volumes, points, second=self.second > 0)
-        hidden = activate(self.field.sdf, features[:, : self.inputs], self.work)
-        return Decoded(features, hidden, input_gradient(self.field.sdf, hidden, features.shape[0], self.work))
+        sdf = None
+        if plain is None:
+            hidden = activate(self.field.sdf, features[:, : self.inputs], self.work)
+        else:
+            where = self.normalise._replace(snap=False)(frame.unmoved)
+            sdf, hidden = plain_distance(plain, self.plain_features(where), where, self.work)
+        return Decoded(features, hidden, input_gradient(self.field.sdf, hidden, len(features), self.work), sdf)
+
+    def plain_features(self, points: Tensor) -> Tensor:
+        """What the SDF reads at points [M, 3], of volumes of one scene, by PonderV2's operation."""
+        geometry = self.field.volumes[0].geometry
+        low, high = geometry.box[0]
+        images = [volume.image for volume in self.field.volumes]
+        grid = (points - low) / (high - low) * 2 - 1
+        found = grid_features(images, grid, geometry.padding, geometry.align_corners)
+        return (found[0] if len(found) == 1 else torch.cat(found)).T
 
     def gradient(self, frame: Frame, decoded: Decoded) -> Tensor:
         """d sdf / d point [R, S, 3]."""
@@ -182,10 +204,11 @@ class Renderer:
     def forward(self, rays: Rays) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Per-ray sums [R, *], loss sums [3], weights and sdf [R, S], gradient [R, S, 3]."""
         frame = self.frame(rays)
-        decoded = self.decode(frame)
+        decoded = self.decode(frame, self.plain)
         blocks = self.blocks(frame, decoded, self.gradient(frame, decoded))
         rows = affine(self.rows, rays.directions, blocks)
-        sdf, gradient = rows[:, 0].contiguous() if rays.known_sdf is None else rays.known_sdf, blocks.gradient
+        sdf, gradient = rows[:, 0] if decoded.sdf is None else decoded.sdf.view(frame.position.shape), blocks.gradient
+        sdf = sdf.contiguous()
         outputs, _ = heads_forward(self.field.heads, self.settings.activations, rows[:, 1:])
         _, weights = self.opacity(rays, frame, sdf, gradient)
         along = weights.unsqueeze(1)

@@ -170,8 +170,6 @@ class FusedRenderer:
     def forward(self, part: slice, sums: Tensor, sdf: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """Fill the per-ray sums, sdf and gradient of the rays in `part`; return loss sums [3] and weights [R, S]."""
         chunk = self._decode(part, sdf, gradient, backward=False)
-        if chunk.rays.known_sdf is not None:
-            sdf.copy_(chunk.rays.known_sdf)
         found = opacity_forward(self.settings, chunk.samples)
         weights = found.weights.unsqueeze(1)
         state = chunk.state.view(*sdf.shape, -1)[:, :, : self.width]

@@ -24,6 +24,7 @@ from ponder_kernels.render.types import FieldWeights, RayTargets, RenderedRays, 
 from ponder_kernels.sdf_field.chain import Chain, Layer, check_chain, scaled
 from ponder_kernels.sdf_field.fused import fused_precision
 from ponder_kernels.sdf_field.op import check_volumes, first_channels
+from ponder_kernels.sdf_field.plain import PlainDecoder, check_plain
 
 # Bytes of one [samples, width] buffer of a chunk, of which about a dozen live at once. Smaller ones stay in a CPU's
 # second-level cache, but then the many small operations of a chunk cost more than that saves.
@@ -99,7 +100,7 @@ def render_rays(
     cos_anneal_ratio: float = 1.0,
     hit: Tensor | None = None,
     targets: RayTargets | None = None,
-    known_sdf: Tensor | None = None,
+    plain: PlainDecoder | None = None,
     align_corners: bool = False,
     padding: str = "border",
     sample_at: str = "middle",
@@ -131,8 +132,8 @@ def render_rays(
         cos_anneal_ratio: of NeuS, in [0, 1].
         hit: [B, R] bool, rays to render; the others give zeros. None: all.
         targets: measured depths for the free-space and SDF terms; None leaves both 0.
-        known_sdf: [B, R, S] the SDF at the samples where its digits come from elsewhere: it stands for the decoder's
-            own in every result, with the decoder's derivatives.
+        plain: what `field.sdf` was multiplied out from. Without Triton the SDF is evaluated layer by layer then, of one
+            scene, features by torch's grid_sample: the same number with PonderV2's last digits.
         align_corners: voxel centres on the faces of the box (True) or half a voxel inside (False).
         padding: "border" or "zeros".
         sample_at: where a bin is sampled, "middle" or "start".
@@ -168,10 +169,10 @@ def render_rays(
         raise ValueError(f"chunk_bytes: expected a positive number, got {chunk_bytes}")
     if hit is not None:
         _check.shape("hit", hit, "B R", sizes)
-    if known_sdf is not None:
-        _check.shape("known_sdf", _check.floating("known_sdf", known_sdf), "B R S", {**sizes, "S": sizes["E"] - 1})
-        _check.same_device("volume", volumes[0][0], known_sdf=known_sdf)
-        known_sdf = known_sdf.detach().to(edges.dtype)
+    if plain is not None:
+        check_plain("plain", plain, field.sdf, widths.first)
+        if sizes["B"] != 1:
+            raise ValueError(f"plain: expected one scene, got B={sizes['B']}")
     goal = _default_targets(edges) if targets is None else targets
     _check.shape("targets.ray_depth", goal.ray_depth, "B R", sizes)
     _check.shape("targets.slope", goal.slope, "B R", sizes)
@@ -188,12 +189,14 @@ def render_rays(
     carry = any(head.per_ray is not None for head in split)
     *affine, snap = IDENTITY if normalise is None else normalise
     numbers = [float(cos_anneal_ratio), normal_floor, float(goal.truncation), *affine, float(snap)]
+    numbers.append(0.0 if plain is None else float(plain.factor))
+    digits = [] if plain is None or used is not None else [tensor.to(origins.dtype) for tensor in plain.tensors()]
     last = chain[-1].previous
     carried = 3 + (0 if last is None else last.shape[1]) + widths.first + widths.points + widths.second
     batch, count = sizes["B"], sizes["R"]
     found = render_sums(
         cast, weights, sharpness, origins.detach(), directions.detach(),
-        edges.detach(), box.to(origins.dtype), hit, goal.ray_depth, goal.slope, known_sdf, layers,
+        edges.detach(), box.to(origins.dtype), hit, goal.ray_depth, goal.slope, digits, layers,
         [head.activation for head in sampled], opacity, padding, align_corners, sample_at == "middle", field.points,
         carry, numbers, chunk_bytes, used or "",
     )  # fmt: skip

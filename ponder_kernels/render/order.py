@@ -26,7 +26,7 @@ def ray_order(rays: Rays) -> Tensor:
     low, high = place.aminmax(dim=0)
     cell = ((place - low) / (high - low).clamp_min(torch.finfo(place.dtype).tiny) * (2**BITS - 1)).long()
     axes = cell.shape[1]
-    code = rays.scene << BITS * axes
-    for bit in range(BITS):
-        code = code + (((cell >> bit) & 1) << torch.arange(axes, device=cell.device) + bit * axes).sum(1)
+    bits = torch.arange(BITS, device=cell.device).unsqueeze(1)
+    target = bits * axes + torch.arange(axes, device=cell.device)
+    code = ((cell.unsqueeze(1) >> bits & 1) << target).sum((1, 2)) + (rays.scene << BITS * axes)
     return code.argsort(stable=True)

@@ -18,6 +18,7 @@ from ponder_kernels.sdf_density.reference import (
     neus_alpha_reference,
 )
 from ponder_kernels.sdf_field.chain import Layer
+from ponder_kernels.sdf_field.plain import PlainDecoder
 from ponder_kernels.sdf_field.weights import softplus
 from ponder_kernels.volume_sample.reference import volume_sample_reference
 
@@ -89,7 +90,7 @@ def render_rays_reference(
     cos_anneal_ratio: float = 1.0,
     hit: Tensor | None = None,
     targets: RayTargets | None = None,
-    known_sdf: Tensor | None = None,
+    plain: PlainDecoder | None = None,
     align_corners: bool = False,
     padding: str = "border",
     sample_at: str = "middle",
@@ -97,7 +98,7 @@ def render_rays_reference(
     normal_floor: float = NORMAL_FLOOR,
     per_sample: bool = False,
 ) -> RenderedRays:
-    """Same arguments and result as `render_rays`; any float dtype."""
+    """Same arguments and result as `render_rays`; any float dtype. `plain` is of no importance here."""
     volumes = [volume] if isinstance(volume, Tensor) else list(volume)
     batch, rays, samples = edges.shape[0], edges.shape[1], edges.shape[2] - 1
     grid = (batch, rays, samples)
@@ -109,8 +110,6 @@ def render_rays_reference(
     along = directions.unsqueeze(-2).expand(*grid, 3)
     decoded = _decode(volumes, field, points, along.reshape(points.shape), box, align_corners, padding)
     sdf, gradient = decoded.sdf.view(grid), decoded.gradient.view(*grid, 3)
-    if known_sdf is not None:
-        sdf = known_sdf.to(sdf) + (sdf - sdf.detach())
     if hit is None:
         hit = torch.ones(batch, rays, dtype=torch.bool, device=edges.device)
     used = hit.unsqueeze(-1).expand(grid)

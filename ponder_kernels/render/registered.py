@@ -32,11 +32,12 @@ from ponder_kernels.render.heads import Head, HeadLayer
 from ponder_kernels.render.order import ray_order
 from ponder_kernels.sdf_field.chain import Chain, Layer, flatten
 from ponder_kernels.sdf_field.gather import VolumeGeometry, scene_of_rows, volume_rows
+from ponder_kernels.sdf_field.plain import rebuild_plain
 from ponder_kernels.sdf_field.volumes import SplitVolume, VolumeGradient, split_volume
 
 INPUTS = (
     "Tensor[] volumes, Tensor[] weights, Tensor sharpness, Tensor origins, Tensor directions, Tensor edges, "
-    "Tensor box, Tensor? hit, Tensor ray_depth, Tensor slope, Tensor? known_sdf, int[] layers, str[] activations, "
+    "Tensor box, Tensor? hit, Tensor ray_depth, Tensor slope, Tensor[] plain, int[] layers, str[] activations, "
     "str opacity, str padding, bool align_corners, bool middles, bool points, bool carry, float[] numbers, "
     "int chunk_bytes, str precision"
 )
@@ -58,6 +59,7 @@ class Numbers(NamedTuple):
     low: float
     high: float
     snap: float
+    plain_factor: float
 
 
 def pack(chain: Chain, heads: Sequence[Head]) -> tuple[list[Tensor], list[int]]:
@@ -96,7 +98,7 @@ class _Call(NamedTuple):
     hit: Tensor | None
     ray_depth: Tensor
     slope: Tensor
-    known_sdf: Tensor | None
+    plain: Sequence[Tensor]
     layers: Sequence[int]
     activations: Sequence[str]
     opacity: str
@@ -139,8 +141,7 @@ class _Call(NamedTuple):
         batch, count = self.edges.shape[:2]
         scene = scene_of_rows(batch, count, self.edges.device)
         hit = None if self.hit is None else self.hit.reshape(-1)
-        known_sdf = None if self.known_sdf is None else self.known_sdf.flatten(0, 1)
-        rest = (scene, self.ray_depth.reshape(-1), self.slope.reshape(-1), hit, known_sdf)
+        rest = (scene, self.ray_depth.reshape(-1), self.slope.reshape(-1), hit)
         edges = self.edges.reshape(batch * count, self.edges.shape[2])
         return Rays(self.origins.reshape(-1, 3), self.directions.reshape(-1, 3), edges, *rest)
 
@@ -171,7 +172,8 @@ class _Call(NamedTuple):
     def renderers(self) -> PerThread[Renderer]:
         """What renders chunks with torch operations, one for each thread."""
         field, settings, normalise = self.field(), self.settings(), self.normalise()
-        return PerThread(lambda: Renderer(field, settings, normalise))
+        plain = rebuild_plain(self.plain, Numbers(*self.numbers).plain_factor)
+        return PerThread(lambda: Renderer(field, settings, normalise, plain))
 
     def fused(self, rays: Rays) -> FusedRenderer:
         """What renders the chunks with Triton kernels."""
@@ -187,8 +189,9 @@ class _Call(NamedTuple):
         widest = max([chain[0].inputs.shape[1], *(layer.bias.shape[0] for layer in chain)])
         samples = self.edges.shape[2] - 1
         most = chunk_rays(samples, widest, self.edges.element_size(), self.chunk_bytes)
-        order = ray_order(rays)
-        return [order[part] for part in even_parts(len(order), most)]
+        parts = even_parts(len(rays.scene), most)
+        order = ray_order(rays) if len(parts) > 1 else torch.arange(len(rays.scene), device=rays.scene.device)
+        return [order[part] for part in parts]
 
 
 def _fake_sums(*arguments: Any) -> tuple[Tensor, ...]:
@@ -294,15 +297,14 @@ def _fused_gradients(
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     call = _Call(*inputs)
-    ctx.counts = (len(call.volumes), len(call.weights))
-    # The known distances are among the results.
+    ctx.counts = (len(call.volumes), len(call.weights), len(call.plain))
     ctx.options = call[11:]
     ctx.save_for_backward(*call.volumes, *call.weights, *call[2:10], output[3], output[4])
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
-    n_volumes, n_weights = ctx.counts
+    n_volumes, n_weights, n_plain = ctx.counts
     saved = ctx.saved_tensors
     volumes, weights = list(saved[:n_volumes]), list(saved[n_volumes : n_volumes + n_weights])
     *rest, sdf, gradient = saved[n_volumes + n_weights :]
@@ -312,11 +314,11 @@ def _backward(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
             "eikonal), so that losses on it need the first order only"
         )
     volumes_bar, weights_bar, sharpness_bar = render_gradients(
-        *upstream, sdf, gradient, volumes, weights, *rest, None, *ctx.options
+        *upstream, sdf, gradient, volumes, weights, *rest, [], *ctx.options
     )
     # The samples and targets are constants of the renderer. torch takes an empty list of options for one of tensors.
     options: list[Any] = [[] if value == [] else None for value in ctx.options]
-    return volumes_bar, weights_bar, sharpness_bar, *(None for _ in range(8)), *options
+    return volumes_bar, weights_bar, sharpness_bar, *(None for _ in range(7)), [None] * n_plain, *options
 
 
 render_sums.register_autograd(_backward, setup_context=_setup_context)

@@ -2,5 +2,6 @@
 
 from ponder_kernels.sdf_field.chain import Layer
 from ponder_kernels.sdf_field.op import SdfField, sdf_field
+from ponder_kernels.sdf_field.plain import PlainDecoder
 
-__all__ = ["Layer", "SdfField", "sdf_field"]
+__all__ = ["Layer", "PlainDecoder", "SdfField", "sdf_field"]

@@ -123,8 +123,7 @@ def log_sigmoid(x: Tensor, log: Tensor, gate: Tensor | None) -> None:
     The logarithm of the rounded sigmoid: log1p is many times slower on a CPU. The error is that of one rounding at 1.
     """
     gate = torch.sigmoid(x, out=log if gate is None else gate)
-    # Above its threshold torch's softplus is the identity. Float32 cannot tell; float64 follows it.
-    smallest = -SOFTPLUS_THRESHOLD if x.dtype == torch.float64 else _SMALLEST
+    smallest = _smallest(x)
     # A GPU is not waited for.
     if x.device.type == "cpu" and (x.numel() == 0 or bool(x.amin() >= smallest)):
         torch.log(gate, out=log)
@@ -133,6 +132,18 @@ def log_sigmoid(x: Tensor, log: Tensor, gate: Tensor | None) -> None:
     gate.masked_fill_(beyond, 0)
     torch.log(gate, out=log)
     torch.where(beyond, x, log, out=log)
+
+
+def exp_of(log: Tensor, gate: Tensor) -> Tensor:
+    """What `log_sigmoid` makes besides `log`, in `gate`."""
+    smallest = _smallest(log)
+    torch.clamp_min(log, smallest, out=gate).exp_()
+    return gate.masked_fill_(log < smallest, 0) if log.dtype == torch.float64 else gate
+
+
+def _smallest(x: Tensor) -> float:
+    # Above its threshold torch's softplus is the identity. Float32 cannot tell; float64 follows it.
+    return -SOFTPLUS_THRESHOLD if x.dtype == torch.float64 else _SMALLEST
 
 
 def activate(chain: Chain, z: Tensor, work: Workspace, gates: bool = True) -> Hidden:

@@ -54,6 +54,13 @@ class SplitVolume(NamedTuple):
         """C of the volume."""
         return self.first.rows.shape[1] + (0 if self.second is None else self.second.rows.shape[1])
 
+    @property
+    def image(self) -> Tensor:
+        """The SDF's channels [B, C, D, H, W], no copy."""
+        rows = self.first.rows if self.whole is None else self.whole
+        found = rows.view(*self.geometry.shape, -1)[..., : self.first.rows.shape[1]]
+        return found.permute(0, 4, 1, 2, 3)
+
 
 def split_volume(volume: Tensor, sdf_channels: int, geometry: VolumeGeometry) -> SplitVolume:
     """Rows of [B, C, D, H, W]; a channels-last volume with C = Cs or C = 2 Cs is not copied."""

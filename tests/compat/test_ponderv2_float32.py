@@ -18,8 +18,9 @@ from benchmarks.competitors import COMPETITORS
 from benchmarks.contenders import render_contender
 from benchmarks.inputs import make_inputs
 from ponder.compat.ponderv2 import Parity
-from ponder.render.ponderv2.plain_sdf import LEAST_ROWS, LOWEST, POINTS_AT_ONCE, ROW_MULTIPLE, PlainSDF
+from ponder.render.ponderv2.plain_sdf import POINTS_AT_ONCE, PlainSDF
 from ponder_kernels._constants import SOFTPLUS_BETA
+from ponder_kernels.sdf_field.plain import LEAST_ROWS, LOWEST, ROW_MULTIPLE
 from tests.compat.ponderv2_cases import (
     SCENARIOS,
     Result,
@@ -141,7 +142,7 @@ def _models_and_plain(name: str) -> tuple[Any, PlainSDF, list[Tensor]]:
     scenario = SCENARIOS[name]
     theirs, ours = models(scenario.config, torch.float32)
     volumes = volumes_of(scenario, torch.float32)
-    return theirs.field, ours.field.plain_sdf(ours.field.prepare(volumes, torch.float32), normalise=False), volumes
+    return theirs.field, ours.field.plain_sdf(ours.field.prepare(volumes, torch.float32)), volumes
 
 
 @pytest.mark.parametrize("spread", [0.0, 0.3, 4.0])
@@ -180,8 +181,8 @@ def test_low_arguments_of_the_softplus_are_cut_off_unnoticed() -> None:
     field, plain, _ = _models_and_plain("indoor")
     points = torch.zeros(LEAST_ROWS + ROW_MULTIPLE, 3)
     features = torch.randn(len(points), 64, generator=torch.Generator().manual_seed(0))
-    for decoder in (field.sdf_decoder, plain.decoder):
-        torch.nn.init.constant_(decoder.lin0.bias, -0.4)
+    for bias in (field.sdf_decoder.lin0.bias, plain.decoder.outer[0][1]):
+        torch.nn.init.constant_(bias, -0.4)
     with torch.no_grad():
         want = field.sdf_decoder(points, features)[:, 0]
         assert torch.equal(plain._decode(features, points), want)

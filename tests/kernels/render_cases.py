@@ -48,13 +48,6 @@ class Shape:
         return self.first if self.shared else self.volumes * (self.channels - self.sdf_channels)
 
 
-# The SDF at the samples is given, in numbers of float32 that change their sign along most rays; none is 0, where the
-# plain density of VolSDF has no slope.
-KNOWN_SDF = Shape(
-    options={"known_sdf": ((torch.arange(90.0) * 0.37 + 0.005) % 1 - 0.5).view(2, 9, 5), "per_sample": True}
-)
-
-
 class Case(NamedTuple):
     """Inputs of one call; `leaves` are all differentiable tensors: volumes, decoders, sharpness."""
 

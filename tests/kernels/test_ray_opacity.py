@@ -251,7 +251,7 @@ def engine(settings, samples, sums_bar, bar):
     bundle = Rays(origins, samples.directions, samples.edges, zero, samples.ray_depth, samples.slope, samples.hit)
     starts, ends = samples.edges[:, :-1], samples.edges[:, 1:]
     position = (starts + ends) / 2 if settings.middles else starts
-    frame = Frame(position, ends - starts, None, origins)
+    frame = Frame(position, ends - starts, None, origins, origins)
     upstream = RayBar(sums_bar.double(), bar.losses, None, bar.sdf, bar.gradient)
     normals = renderer.normals(samples.gradient)
     weights_bar = _weights_bar(frame, normals.unit, [], None, upstream)

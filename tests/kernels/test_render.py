@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,7 +19,7 @@ from ponder_kernels.render.chunk import Renderer
 from ponder_kernels.render.opacity import MODELS
 from ponder_kernels.render.reference import render_rays_reference
 from ponder_kernels.render.registered import chunk_rays
-from tests.kernels.render_cases import KNOWN_SDF, UNIT_CUBE, Case, Shape, gradients, make_case, values_of, with_leaves
+from tests.kernels.render_cases import UNIT_CUBE, Case, Shape, gradients, make_case, values_of, with_leaves
 from tests.tolerance import assert_close_to_reference
 
 # Behind a nearly opaque sample the gradient of the transmittance product divides by a factor close to 0, in the
@@ -47,8 +46,6 @@ SHAPES = {
     "colour-only": Shape(semantic_hidden=None),
     "plain": Shape(options={"opacity": "neus-plain"}),
     "volsdf-plain": Shape(sharpness=0.2, options={"opacity": "volsdf-plain"}),
-    "known-sdf": KNOWN_SDF,
-    "known-sdf-volsdf": replace(KNOWN_SDF, sharpness=0.2, options=KNOWN_SDF.options | {"opacity": "volsdf-plain"}),
     "volsdf": Shape(sharpness=0.2, options={"opacity": "volsdf"}),
     "normalised": Shape(points=True, options={"normalise": UNIT_CUBE}),
     "annealed": Shape(options={"cos_anneal_ratio": 0.3}),
@@ -113,18 +110,6 @@ def test_heads_in_any_order(order: tuple[int, ...]) -> None:
     pairs = zip(gradients(rendered, case), gradients(truth, case), strict=True)
     for number, (got, want) in enumerate(pairs):
         assert_close_to_reference(got, want, 500, scale=CONDITION, name=f"gradient of leaf {number}")
-
-
-def test_known_distances_are_taken_as_they_are() -> None:
-    """Every digit of them, and with the decoders' own values nothing changes."""
-    case = make_case(KNOWN_SDF, dtype=torch.float32)
-    known = case.shape.options["known_sdf"]
-    assert torch.equal(case.call(render_rays).samples.sdf, known)
-    own = case.call(render_rays, known_sdf=None)
-    again = case.call(render_rays, known_sdf=own.samples.sdf)
-    pairs = zip(values_of(again).values(), values_of(own).values(), strict=True)
-    assert all(torch.equal(got, want) for got, want in pairs)
-    assert not torch.equal(case.call(render_rays).rgb, own.rgb)
 
 
 def test_no_rays() -> None:
@@ -357,8 +342,6 @@ def test_chunk_rays() -> None:
         ({"hit": torch.ones(2, 3, dtype=torch.bool)}, "hit: expected shape"),
         ({"padding": "wrap"}, "padding: expected one of zeros, border, got 'wrap'"),
         ({"opacity": "nerf"}, "opacity: expected one of neus, neus-plain, volsdf, volsdf-plain, got 'nerf'"),
-        ({"known_sdf": torch.zeros(2, 9, 6)}, r"known_sdf: expected shape \[B, R, S\] with B=2, R=9, S=5"),
-        ({"known_sdf": torch.zeros(2, 9, 5, dtype=torch.int64)}, "known_sdf: expected dtype"),
         ({"sample_at": "end"}, "sample_at: expected one of middle, start, got 'end'"),
         ({"chunk_bytes": 0}, "chunk_bytes: expected a positive number"),
     ],

@@ -11,7 +11,7 @@ import torch
 
 from ponder_kernels import render_rays
 from ponder_kernels.render.reference import render_rays_reference
-from tests.kernels.render_cases import KNOWN_SDF, UNIT_CUBE, Case, Shape, gradients, make_case, values_of, with_leaves
+from tests.kernels.render_cases import UNIT_CUBE, Case, Shape, gradients, make_case, values_of, with_leaves
 from tests.tolerance import assert_close_to_reference
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
@@ -29,7 +29,6 @@ SHAPES = {
     "colour-only": Shape(semantic_hidden=None),
     "plain": Shape(options={"opacity": "neus-plain"}),
     "volsdf": Shape(sharpness=0.2, options={"opacity": "volsdf", "sample_at": "start"}),
-    "known-sdf": KNOWN_SDF,
     "annealed-per-sample": Shape(options={"cos_anneal_ratio": 0.3, "per_sample": True}, hit=False),
     "affine-sdf": Shape(sdf_hidden=(), channels=5),
     "many-samples": Shape(samples=37, rays=3, batch=1),

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ponder.render.decoders import Decoder, DeviationNetwork
 from ponder.render.ponderv2.opacity import LaplaceDensity
 from ponder.render.ponderv2.plain_sdf import PlainSDF
-from ponder_kernels import FieldWeights, HeadWeights, Layer, Normalisation, sdf_field
+from ponder_kernels import FieldWeights, HeadWeights, Layer, Normalisation, PlainDecoder, sdf_field
 
 # PonderV2 divides by 1 + padding + this, so that the padded cube stays strictly inside [0, 1).
 NORMALISE_MARGIN = 10e-4
@@ -99,11 +99,17 @@ class SDFField(nn.Module):
         )  # fmt: skip
         return found.sdf.view(points.shape[:-1])
 
-    def plain_sdf(self, volumes: Sequence[Tensor], normalise: bool) -> PlainSDF:
-        """As `sdf` of one of both kinds of points, with PonderV2's operations and roundings and without gradients."""
+    def plain_sdf(self, volumes: Sequence[Tensor]) -> PlainSDF:
+        """As `sdf` with PonderV2's operations and roundings, without gradients."""
         # What `snap` rounds here is rounded in grid_sample's range there.
-        move = (self.normalisation() if normalise else _UNCHANGED)._replace(snap=False)
-        return PlainSDF(self.sdf_decoder, volumes, self.share_volume, move)
+        move = (_UNCHANGED if self.raw_sampler_points else self.normalisation())._replace(snap=False)
+        return PlainSDF(self.sdf_decoder.plain(), volumes, self.share_volume, move)
+
+    def plain_decoder(self, volumes: int) -> PlainDecoder:
+        """What the SDF's layers in `weights` were multiplied out from."""
+        plain = self.sdf_decoder.plain()
+        inner = tuple((self._in_order(weight, volumes, 0), bias) for weight, bias in plain.inner)
+        return plain._replace(inner=inner)
 
     def prepare(self, volume_feature: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
         """Volumes [C, D, H, W] as [1, C, D, H, W] of a dtype, channels last, so that no later step copies them.
@@ -147,22 +153,23 @@ class SDFField(nn.Module):
         return self._ordered(layers, volumes, start=3)
 
     def _ordered(self, layers: tuple[Layer, ...], volumes: int, start: int) -> tuple[Layer, ...]:
-        """Columns of shared features in the order of the volumes.
+        return tuple(layer._replace(inputs=self._in_order(layer.inputs, volumes, start)) for layer in layers)
+
+    def _in_order(self, weight: Tensor, volumes: int, start: int) -> Tensor:
+        """Columns of shared features, from `start` on, in the order of the volumes.
 
         PonderV2 puts the first channel halves of all volumes before all second halves; the renderer goes volume by
         volume. With split channels, or one volume, both orders are the same.
         """
         if volumes == 1 or not self.share_volume:
-            return layers
+            return weight
         width = self.sdf_decoder.in_channels
-        channels = width // volumes
-        half = channels // 2
-        theirs = torch.arange(width, device=layers[0].inputs.device)
+        half = width // volumes // 2
+        theirs = torch.arange(width, device=weight.device)
         first, second = theirs[: half * volumes].view(volumes, -1), theirs[half * volumes :].view(volumes, -1)
-        order = torch.cat([first, second], 1).reshape(-1) + start
-        columns = torch.arange(layers[0].inputs.shape[1], device=order.device)
-        columns[start : start + width] = order
-        return tuple(layer._replace(inputs=layer.inputs[:, columns]) for layer in layers)
+        columns = torch.arange(weight.shape[1], device=weight.device)
+        columns[start : start + width] = torch.cat([first, second], 1).reshape(-1) + start
+        return weight[:, columns]
 
 
 _UNCHANGED = Normalisation(1.0, 0.0, -float("inf"), float("inf"), snap=True)

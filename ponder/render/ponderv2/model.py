@@ -90,7 +90,7 @@ class SurfaceModel(nn.Module, ABC):
             self.sharpness(),
             unit_box(ray_bundle.origins),
             opacity=self.opacity,
-            known_sdf=self._known_sdf(points_along, volumes),
+            plain=self.field.plain_decoder(len(volumes)) if self._rounds_plainly(volumes) else None,
             align_corners=True,
             padding="zeros",
             sample_at="start",
@@ -109,12 +109,8 @@ class SurfaceModel(nn.Module, ABC):
     def _sampled_sdf(self, volumes: Sequence[Tensor], weights: FieldWeights) -> TensorMap:
         """The SDF as the sampler asks for it."""
         if self._rounds_plainly(volumes):
-            return self.field.plain_sdf(volumes, normalise=not self.field.raw_sampler_points)
+            return self.field.plain_sdf(volumes)
         return lambda where: self.field.sdf(where, volumes, weights)
-
-    def _known_sdf(self, points: Tensor, volumes: Sequence[Tensor]) -> Tensor | None:
-        """[1, R, S] the SDF at the samples [R, S, 3], None where the renderer's own is as good."""
-        return self.field.plain_sdf(volumes, normalise=True)(points)[None] if self._rounds_plainly(volumes) else None
 
     def _rounds_plainly(self, volumes: Sequence[Tensor]) -> bool:
         # On a GPU products round in their own way, and the same digits are not to be had.
