@@ -173,6 +173,7 @@ def render_rays(
         check_plain("plain", plain, field.sdf, widths.first)
         if sizes["B"] != 1:
             raise ValueError(f"plain: expected one scene, got B={sizes['B']}")
+        _check.same_device("volume", volumes[0][0], plain=plain.inner[0][0])
     goal = _default_targets(edges) if targets is None else targets
     _check.shape("targets.ray_depth", goal.ray_depth, "B R", sizes)
     _check.shape("targets.slope", goal.slope, "B R", sizes)
