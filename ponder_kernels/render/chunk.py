@@ -33,7 +33,7 @@ from ponder_kernels.sdf_field.chain import (
     input_gradient,
     map_tensors,
 )
-from ponder_kernels.sdf_field.plain import PlainDecoder, grid_features, plain_distance
+from ponder_kernels.sdf_field.plain import PlainDecoder, plain_distance, plain_features
 from ponder_kernels.sdf_field.volumes import Growth, Samples, SplitVolume, locate
 
 # Per-ray sums that every call makes: position along the ray, opacity, unit normal.
@@ -159,17 +159,16 @@ class Renderer:
             hidden = activate(self.field.sdf, features[:, : self.inputs], self.work)
         else:
             where = self.normalise._replace(snap=False)(frame.unmoved)
-            sdf, hidden = plain_distance(plain, self.plain_features(where), where, self.work)
+            sdf, hidden = plain_distance(plain, self.plain_features(plain, where), where, self.work)
         return Decoded(features, hidden, input_gradient(self.field.sdf, hidden, len(features), self.work), sdf)
 
-    def plain_features(self, points: Tensor) -> Tensor:
+    def plain_features(self, plain: PlainDecoder, points: Tensor) -> Tensor:
         """What the SDF reads at points [M, 3], of volumes of one scene, by PonderV2's operation."""
         geometry = self.field.volumes[0].geometry
         low, high = geometry.box[0]
         images = [volume.image for volume in self.field.volumes]
         grid = (points - low) / (high - low) * 2 - 1
-        found = grid_features(images, grid, geometry.padding, geometry.align_corners)
-        return (found[0] if len(found) == 1 else torch.cat(found)).T
+        return plain_features(plain, images, grid, geometry.padding, geometry.align_corners)
 
     def gradient(self, frame: Frame, decoded: Decoded) -> Tensor:
         """d sdf / d point [R, S, 3]."""

@@ -191,7 +191,7 @@ def render_rays(
     *affine, snap = IDENTITY if normalise is None else normalise
     numbers = [float(cos_anneal_ratio), normal_floor, float(goal.truncation), *affine, float(snap)]
     numbers.append(0.0 if plain is None else float(plain.factor))
-    digits = [] if plain is None or used is not None else [tensor.to(origins.dtype) for tensor in plain.tensors()]
+    digits = [] if plain is None or used is not None else plain.tensors(origins.dtype)
     last = chain[-1].previous
     carried = 3 + (0 if last is None else last.shape[1]) + widths.first + widths.points + widths.second
     batch, count = sizes["B"], sizes["R"]

@@ -41,16 +41,19 @@ class PlainDecoder(NamedTuple):
         outer: L layers on the sums, all but the last [H, H].
         points: [H, 3] on the point p; None where the factor is 0.
         factor: of the points.
+        columns: [I] int64, which of the features, volume by volume, is the next of z; None: in that order.
     """
 
     inner: tuple[Affine, ...]
     outer: tuple[Affine, ...]
     points: Affine | None = None
     factor: float = 0.0
+    columns: Tensor | None = None
 
-    def tensors(self) -> list[Tensor]:
-        """Detached, in one list."""
-        return [leaf.detach() for leaf in flatten((self.inner, self.outer, self.points))]
+    def tensors(self, dtype: torch.dtype) -> list[Tensor]:
+        """Detached, in one list, of a dtype but for the columns."""
+        found = [leaf.detach().to(dtype) for leaf in flatten((self.inner, self.outer, self.points))]
+        return found if self.columns is None else [*found, self.columns]
 
 
 def check_plain(name: str, decoder: PlainDecoder, chain: Sequence[Layer], features: int) -> None:
@@ -68,6 +71,10 @@ def check_plain(name: str, decoder: PlainDecoder, chain: Sequence[Layer], featur
         _check_affine(f"{name}.outer[{number}]", outer, "O H", sizes)
     if decoder.points is not None:
         _check_affine(f"{name}.points", decoder.points, "H P", {"H": len(decoder.inner[0][1]), "P": 3})
+    if decoder.columns is not None:
+        _check.shape(
+            f"{name}.columns", _check.floating(f"{name}.columns", decoder.columns, (torch.int64,)), "I", {"I": features}
+        )
 
 
 def _check_affine(name: str, affine: Affine, dims: str, sizes: dict[str, int]) -> None:
@@ -79,17 +86,21 @@ def rebuild_plain(tensors: Sequence[Tensor], factor: float) -> PlainDecoder | No
     """The inverse of `PlainDecoder.tensors`; None of none."""
     if not tensors:
         return None
-    layers = list(zip(tensors[::2], tensors[1::2], strict=True))
+    columns = tensors[-1] if len(tensors) % 2 else None
+    layers = list(zip(tensors[:-1:2], tensors[1::2], strict=True))
     count = len(layers) // 2
     points = layers[-1] if len(layers) % 2 else None
-    return PlainDecoder(tuple(layers[:count]), tuple(layers[count : 2 * count]), points, factor)
+    return PlainDecoder(tuple(layers[:count]), tuple(layers[count : 2 * count]), points, factor, columns)
 
 
-def grid_features(volumes: Sequence[Tensor], grid: Tensor, padding: str, align_corners: bool) -> list[Tensor]:
-    """Trilinear values [C, M] of volumes [1, C, D, H, W] at points [M, 3] in [-1, 1]."""
+def plain_features(
+    decoder: PlainDecoder, volumes: Sequence[Tensor], grid: Tensor, padding: str, align_corners: bool
+) -> Tensor:
+    """[M, I] trilinear values of volumes [1, C, D, H, W] at points [M, 3] in [-1, 1], in the order of the decoder."""
     points = grid[None, None, None]
-    found = (F.grid_sample(v, points, padding_mode=padding, align_corners=align_corners) for v in volumes)
-    return [value.view(-1, len(grid)) for value in found]
+    read = [F.grid_sample(v, points, padding_mode=padding, align_corners=align_corners) for v in volumes]
+    found = (read[0] if len(read) == 1 else torch.cat(read, 1)).view(-1, len(grid))
+    return (found if decoder.columns is None else found[decoder.columns]).T
 
 
 def plain_distance(decoder: PlainDecoder, features: Tensor, points: Tensor, work: Workspace) -> tuple[Tensor, Hidden]:

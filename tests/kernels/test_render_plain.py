@@ -65,7 +65,7 @@ def _multiplied(decoder: PlainDecoder, points: bool, dtype: torch.dtype) -> tupl
 def _case(shape: Shape, dtype: torch.dtype) -> tuple[Case, PlainDecoder]:
     decoder, case = _decoder(shape), make_case(shape, dtype)
     field = case.field._replace(sdf=_multiplied(decoder, shape.points, dtype))
-    tensors = [tensor.to(dtype) for tensor in decoder.tensors()]
+    tensors = decoder.tensors(dtype)
     moved = rebuild_plain(tensors, decoder.factor)
     assert moved is not None
     return case._replace(field=field), moved
@@ -143,6 +143,16 @@ def test_activations_at_both_ends(dtype: torch.dtype) -> None:
     found = exp_of(log, torch.empty_like(x))
     torch.testing.assert_close(found, gate, rtol=100 * torch.finfo(dtype).eps, atol=1e-34)
     assert bool((found[(x >= -80)] > 0).all()) == (dtype == torch.float32)
+
+
+def test_columns_in_another_order() -> None:
+    case, plain = _case(SHAPES["two-volumes"], torch.float64)
+    columns = torch.tensor([3, 0, 5, 1, 7, 2, 6, 4])
+    other = plain._replace(inner=tuple((weight[:, columns], bias) for weight, bias in plain.inner), columns=columns)
+    want, got = (case.call(render_rays, plain=decoder).samples.sdf for decoder in (plain, other))
+    torch.testing.assert_close(got, want, rtol=1e-13, atol=1e-15)
+    with pytest.raises(TypeError, match=r"plain\.columns: expected dtype"):
+        case.call(render_rays, plain=plain._replace(columns=columns.float()))
 
 
 def test_of_one_scene_only() -> None:

@@ -103,13 +103,12 @@ class SDFField(nn.Module):
         """As `sdf` with PonderV2's operations and roundings, without gradients."""
         # What `snap` rounds here is rounded in grid_sample's range there.
         move = (_UNCHANGED if self.raw_sampler_points else self.normalisation())._replace(snap=False)
-        return PlainSDF(self.sdf_decoder.plain(), volumes, self.share_volume, move)
+        return PlainSDF(self.plain_decoder(len(volumes)), volumes, self.share_volume, move)
 
     def plain_decoder(self, volumes: int) -> PlainDecoder:
         """What the SDF's layers in `weights` were multiplied out from."""
-        plain = self.sdf_decoder.plain()
-        inner = tuple((self._in_order(weight, volumes, 0), bias) for weight, bias in plain.inner)
-        return plain._replace(inner=inner)
+        columns = self._columns(volumes)
+        return self.sdf_decoder.plain()._replace(columns=None if columns is None else columns.argsort())
 
     def prepare(self, volume_feature: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
         """Volumes [C, D, H, W] as [1, C, D, H, W] of a dtype, channels last, so that no later step copies them.
@@ -153,23 +152,27 @@ class SDFField(nn.Module):
         return self._ordered(layers, volumes, start=3)
 
     def _ordered(self, layers: tuple[Layer, ...], volumes: int, start: int) -> tuple[Layer, ...]:
-        return tuple(layer._replace(inputs=self._in_order(layer.inputs, volumes, start)) for layer in layers)
+        """Columns of the features, from `start` on, in the order of the volumes."""
+        order = self._columns(volumes)
+        if order is None:
+            return layers
+        columns = torch.arange(layers[0].inputs.shape[1], device=order.device)
+        columns[start : start + len(order)] = order + start
+        return tuple(layer._replace(inputs=layer.inputs[:, columns]) for layer in layers)
 
-    def _in_order(self, weight: Tensor, volumes: int, start: int) -> Tensor:
-        """Columns of shared features, from `start` on, in the order of the volumes.
+    def _columns(self, volumes: int) -> Tensor | None:
+        """[I] which of PonderV2's features is the next one, volume by volume; None if in the same order.
 
         PonderV2 puts the first channel halves of all volumes before all second halves; the renderer goes volume by
         volume. With split channels, or one volume, both orders are the same.
         """
         if volumes == 1 or not self.share_volume:
-            return weight
+            return None
         width = self.sdf_decoder.in_channels
         half = width // volumes // 2
-        theirs = torch.arange(width, device=weight.device)
+        theirs = torch.arange(width, device=next(self.parameters()).device)
         first, second = theirs[: half * volumes].view(volumes, -1), theirs[half * volumes :].view(volumes, -1)
-        columns = torch.arange(weight.shape[1], device=weight.device)
-        columns[start : start + width] = torch.cat([first, second], 1).reshape(-1) + start
-        return weight[:, columns]
+        return torch.cat([first, second], 1).reshape(-1)
 
 
 _UNCHANGED = Normalisation(1.0, 0.0, -float("inf"), float("inf"), snap=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 from ponder_kernels import Normalisation, PlainDecoder
 from ponder_kernels._threads import even_parts, for_each
 from ponder_kernels._workspace import Workspace
-from ponder_kernels.sdf_field.plain import LEAST_ROWS, ROW_MULTIPLE, grid_features, plain_distance
+from ponder_kernels.sdf_field.plain import LEAST_ROWS, ROW_MULTIPLE, plain_distance, plain_features
 
 # Few enough that the hidden layers stay in the caches, many enough that calling an operation costs little beside it.
 POINTS_AT_ONCE = 4096
@@ -25,7 +25,7 @@ class PlainSDF:
     """Distances without gradients, on a CPU PonderV2's to the last bit.
 
     Args:
-        decoder: of the SDF, for the channels of all volumes, of shared ones the first halves before all second halves.
+        decoder: of the SDF.
         volumes: [1, C, D, H, W] each, of the dtype of the points; they span [0, 1], x along W.
         share_volume: the decoder reads all channels; else the first half of each volume's.
         move: from points to where the volumes are read.
@@ -34,7 +34,7 @@ class PlainSDF:
     def __init__(
         self, decoder: PlainDecoder, volumes: Sequence[Tensor], share_volume: bool, move: Normalisation
     ) -> None:
-        self.decoder, self.share_volume, self.move = decoder, share_volume, move
+        self.decoder, self.move = decoder, move
         self.volumes = volumes if share_volume else [v[:, : v.shape[1] // 2] for v in volumes]
 
     # Left to itself, torch.compile would trace every part of the loop.
@@ -79,12 +79,8 @@ class PlainSDF:
         return found
 
     def _features(self, points: Tensor) -> Tensor:
-        """[N, I] trilinear values; of shared volumes the first halves of the channels before all second halves."""
-        read = grid_features(self.volumes, points * 2 - 1, "zeros", align_corners=True)
-        if self.share_volume and len(read) > 1:
-            half = len(read[0]) // 2
-            read = [r[:half] for r in read] + [r[half:] for r in read]
-        return (read[0] if len(read) == 1 else torch.cat(read)).T
+        """[N, I] trilinear values."""
+        return plain_features(self.decoder, self.volumes, points * 2 - 1, "zeros", align_corners=True)
 
     def _decode(self, features: Tensor, points: Tensor) -> Tensor:
         """[N] at points [N, 3] where the volumes have these features [N, I]."""
