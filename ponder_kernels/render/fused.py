@@ -255,7 +255,7 @@ class FusedRenderer:
         """Zeros to add derivatives to; those of the decoders are given."""
         packed = [[torch.zeros_like(weight) for weight in head] for head in self.heads]
         volume = FusedGradient(self.field.volumes[0], self.fused.rows)
-        return FusedBar(volume, sdf, heads, packed, torch.zeros_like(self.field.sharpness))
+        return FusedBar(volume, sdf, heads, packed, self.field.sharpness.new_zeros((), dtype=torch.float64))
 
     def finish(self, out: FusedBar) -> Tensor:
         """Bring the heads' derivatives into their layers; return the volume's, [B, C, D, H, W]."""

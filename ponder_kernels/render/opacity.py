@@ -14,7 +14,7 @@ from ponder_kernels._constants import NEUS_ALPHA_EPS, TRANSMITTANCE_EPS
 
 
 class OpacityBar(NamedTuple):
-    """Derivatives by sdf and cosine [R, S] and by the sharpness []."""
+    """Derivatives by sdf and cosine [R, S] and by the sharpness [], which is float64."""
 
     sdf: Tensor
     cosine: Tensor
@@ -29,6 +29,11 @@ def _shifted(factors: Tensor) -> Tensor:
 def _behind(product: Tensor) -> Tensor:
     """Sum over later samples, taken from the far end: a total minus a prefix would cancel."""
     return torch.nn.functional.pad(product[:, 1:].flip(-1).cumsum(-1).flip(-1), (0, 1))
+
+
+def _total(terms: Tensor) -> Tensor:
+    """Sum of all, float64: the parts of a derivative by the sharpness nearly cancel, within a ray and between rays."""
+    return terms.sum(dtype=torch.float64)
 
 
 class Neus:
@@ -70,7 +75,7 @@ class Neus:
         passed = alpha_bar * self.after * over
         flat = self.not_before * over
         sdf, half = -passed * (self.drop + NEUS_ALPHA_EPS * flat), -passed * (self.not_after + self.before * flat)
-        return self.inv_s * sdf, self.inv_s * half, (sdf * self.sdf + half * self.half).sum()
+        return self.inv_s * sdf, self.inv_s * half, _total(sdf * self.sdf + half * self.half)
 
     def mask(self, hit: Tensor) -> None:
         """Make rays outside `hit` [R] transparent."""
@@ -106,7 +111,7 @@ class PlainNeus(Neus):
         drop = alpha_bar / self.below
         before = (drop - alpha_bar * (self.alpha / self.below)) * (1 - self.before) * self.before
         after = -drop * (1 - self.after) * self.after
-        sharpness = (before * (self.sdf - self.half)).sum() + (after * (self.sdf + self.half)).sum()
+        sharpness = _total(before * (self.sdf - self.half)) + _total(after * (self.sdf + self.half))
         before, after = before * self.inv_s, after * self.inv_s
         return before + after, after - before, sharpness
 
@@ -156,7 +161,7 @@ class Volsdf:
         scaled = density_bar / (self.beta * self.beta)
         inside = self.half - self.half * self.distance - 1
         by_beta = torch.where(self.sdf >= 0, self.half * (self.distance - 1), inside)
-        return OpacityBar(-scaled * self.half, torch.zeros_like(self.sdf), (scaled * by_beta).sum())
+        return OpacityBar(-scaled * self.half, torch.zeros_like(self.sdf), _total(scaled * by_beta))
 
 
 class PlainVolsdf(Volsdf):
@@ -175,7 +180,7 @@ class PlainVolsdf(Volsdf):
     def _by_density(self, density_bar: Tensor) -> OpacityBar:
         by_drop = density_bar * (1 / self.beta) * (0.5 * self.sign) * (self.drop + 1) / self.beta
         by_beta = by_drop * self.sdf.abs() / self.beta - density_bar * self.share / self.beta**2
-        return OpacityBar(-by_drop * self.sign, torch.zeros_like(self.sdf), by_beta.sum())
+        return OpacityBar(-by_drop * self.sign, torch.zeros_like(self.sdf), _total(by_beta))
 
 
 Opacity = Neus | Volsdf

@@ -74,7 +74,7 @@ class RayUpstream(NamedTuple):
 
 
 class RayOpacityBar(NamedTuple):
-    """Derivatives by sdf [R, S], gradient [R, S, 3] and sharpness []."""
+    """Derivatives by sdf [R, S], gradient [R, S, 3] and sharpness [], which is float64."""
 
     sdf: Tensor
     gradient: Tensor
@@ -120,7 +120,7 @@ def opacity_backward(settings: Settings, samples: RaySamples, transmittance: Ten
     numbers = (settings.cos_anneal_ratio, settings.truncation, _middle(settings), settings.normal_floor)
     tensors = (*_inputs(samples), *upstream, sdf_bar, gradient_bar, partial)
     launch(kernels.opacity_backward_kernel, grid, plan, *tensors, *sizes, *numbers)
-    return RayOpacityBar(sdf_bar, gradient_bar, partial.sum())
+    return RayOpacityBar(sdf_bar, gradient_bar, partial.sum(dtype=torch.float64))
 
 
 def _inputs(samples: RaySamples) -> tuple[Tensor, ...]:

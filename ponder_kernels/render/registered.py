@@ -247,7 +247,7 @@ def render_gradients(*arguments: Any) -> tuple[list[Tensor], list[Tensor], Tenso
     chain, heads = _unpack([torch.zeros_like(w) for w in call.weights], call.layers)
     run = _fused_gradients if call.precision else _torch_gradients
     volumes, sharpness = run(call, _upstream(call, sdf, upstream), sdf, gradient, chain, heads)
-    return volumes, flatten((chain, heads)), sharpness
+    return volumes, flatten((chain, heads)), sharpness.to(call.sharpness.dtype)
 
 
 def _upstream(call: _Call, sdf: Tensor, bars: Sequence[Tensor | None]) -> RayBar:
@@ -266,9 +266,9 @@ def _part(bar: RayBar, rows: slice | Tensor) -> RayBar:
 def _torch_gradients(
     call: _Call, bar: RayBar, sdf: Tensor, gradient: Tensor, chain: Chain, heads: tuple[Head, ...]
 ) -> tuple[list[Tensor], Tensor]:
-    """Derivatives by the volumes and the sharpness; those by the decoders are added to `chain` and `heads`."""
+    """Derivatives by the volumes and, in float64, the sharpness; those by the decoders go to `chain` and `heads`."""
     rays, renderers, volumes = call.rays(), call.renderers(), call.split(chain)
-    gradients, sharpness = [VolumeGradient(v) for v in volumes], torch.zeros_like(call.sharpness)
+    gradients, sharpness = [VolumeGradient(v) for v in volumes], call.sharpness.new_zeros((), dtype=torch.float64)
 
     def backward(part: Tensor) -> ChunkBar:
         return render_backward(renderers.value, rays.part(part), sdf[part], gradient[part], _part(bar, part))

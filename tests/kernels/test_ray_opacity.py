@@ -90,7 +90,9 @@ def cast(values, dtype):
 def run(settings, samples, bar):
     """The kernels."""
     found = opacity_forward(settings, samples)
-    return Result(*found, *opacity_backward(settings, samples, found.transmittance, bar))
+    back = opacity_backward(settings, samples, found.transmittance, bar)
+    # Summed in float64, but of float32 terms.
+    return Result(*found, *back._replace(sharpness=back.sharpness.float()))
 
 
 def alpha_and_factor(settings, samples, cosine, delta):
