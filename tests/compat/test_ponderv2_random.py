@@ -21,8 +21,8 @@ EQUAL, HOSTILE = 24, 48
 # one step after the other. A wrong formula is off by far more.
 TOLERANCE = 1e-5
 
-# In float32: where a ray's weight, an SDF's slope or a loss is rounding alone, there is nothing to agree on. Of 51,040
-# outputs and losses of 3,000 results 19 are beyond, and of 99,610 gradients 575, 341 of them by the sharpness.
+# In float32: where a ray's weight, an SDF's slope or a loss is rounding alone, there is nothing to agree on. Of 14,924
+# outputs and losses of 880 results 5 are beyond, and of 29,380 gradients 167, 118 of them by the sharpness.
 OUTPUTS, GRADIENTS = 1e-5, 1e-4
 
 
@@ -124,7 +124,7 @@ def test_drawn_configurations_in_float32() -> None:
         theirs, ours = compare(drawn(random.Random(seed)), torch.float32, training=seed % 2 == 0)
         for part, errors in ((0, outputs), (1, outputs), (2, gradients)):
             errors += [relative(ours[part][name], want) for name, want in theirs[part].items()]
-    assert sum(error <= OUTPUTS for error in outputs) >= 0.99 * len(outputs)
+    assert sum(error <= OUTPUTS for error in outputs) >= 0.995 * len(outputs)
     assert sum(error <= GRADIENTS for error in gradients) >= 0.97 * len(gradients)
 
 
