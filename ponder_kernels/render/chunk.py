@@ -268,7 +268,7 @@ IDENTITY = Normalisation(1.0, 0.0, -float("inf"), float("inf"))
 
 
 class ChunkBar(NamedTuple):
-    """One chunk's derivatives: by the volumes, by the decoders' weights in the shapes of `Field`, by sharpness."""
+    """One chunk's derivatives: by the volumes, by the decoders' weights (shapes of `Field`), by sharpness (float64)."""
 
     volumes: list[Growth]
     sdf: Chain

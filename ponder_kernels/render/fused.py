@@ -85,7 +85,7 @@ def _add_unpacked(out: Head, packed: list[Tensor], columns: StateColumns) -> Non
 
 
 class FusedBar(NamedTuple):
-    """Derivatives summed over chunks: volume, decoder, packed heads with their inner weights, sharpness."""
+    """Derivatives summed over chunks: volume, decoder, packed heads with their inner weights, sharpness (float64)."""
 
     volume: FusedGradient
     sdf: Chain

@@ -234,6 +234,16 @@ def test_missed_rays_are_transparent(model, device):
 
 
 @MODELS
+def test_programs_that_cancel_leave_the_others_their_digits(model, device):
+    """In the derivative by the sharpness: two programs pull a million times as hard, in opposite directions."""
+    samples, bar = samples_of(BLOCK_R, 9, model, device, hit=False), upstream_of(BLOCK_R, 9, device, full=False)
+    alone = run(settings_of(model), samples, bar).sharpness
+    thrice = RaySamples(*(v if v is None or v.dim() == 0 else torch.cat([v] * 3) for v in samples))
+    weights = torch.cat([bar.weights * 2**20, bar.weights, bar.weights * -(2**20)])
+    torch.testing.assert_close(run(settings_of(model), thrice, bar._replace(weights=weights)).sharpness, alone)
+
+
+@MODELS
 @pytest.mark.parametrize("shape", [(0, 5), (0, 1)], ids=["0x5", "0x1"])
 def test_no_rays(shape, model, device):
     samples, bar = samples_of(*shape, model, device), upstream_of(*shape, device)

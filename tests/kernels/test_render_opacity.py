@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from ponder_kernels import render_rays
+from ponder_kernels.render.fused import RAY_MULTIPLE
 from ponder_kernels.render.opacity import MODELS, opacity
 from tests.kernels.render_cases import Case, make_case
+from tests.kernels.test_render_kernels import on
 
 RAYS, SAMPLES = 64, 132
 HARD = 2.0**20
@@ -35,22 +37,29 @@ def test_rays_that_cancel_leave_the_others_their_digits(model: str) -> None:
     torch.testing.assert_close(every, alone, rtol=1e-6, atol=0.0)
 
 
-def _gradient(case: Case, weights_bar: Tensor) -> Tensor:
-    found = case.call(render_rays, per_sample=True, chunk_bytes=1)
+def _gradient(case: Case, weights_bar: Tensor, backend: str) -> Tensor:
+    found = case.call(render_rays, per_sample=True, chunk_bytes=1, backend=backend)
     assert found.samples is not None
     (gradient,) = torch.autograd.grad((found.samples.weights * weights_bar).sum(), case.sharpness)
     return gradient
 
 
-def test_chunks_that_cancel_leave_the_others_their_digits() -> None:
-    """With one ray in each."""
-    case = make_case(dtype=torch.float32, batch=1)
-    weights_bar = torch.rand(case.rays[2][..., 1:].shape, generator=torch.Generator().manual_seed(0))
+def _thrice(case: Case) -> Case:
+    """Every ray of the one scene three times."""
     rays = tuple(value.repeat(1, 3, 1) for value in case.rays)
-    targets = case.targets._replace(
-        ray_depth=case.targets.ray_depth.repeat(1, 3), slope=case.targets.slope.repeat(1, 3)
-    )
+    depth, slope = (value.repeat(1, 3) for value in case.targets[:2])
     assert case.hit is not None
-    thrice = case._replace(rays=rays, hit=case.hit.repeat(1, 3), targets=targets)
+    return case._replace(
+        rays=rays, hit=case.hit.repeat(1, 3), targets=case.targets._replace(ray_depth=depth, slope=slope)
+    )
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_chunks_that_cancel_leave_the_others_their_digits(backend: str, device: str) -> None:
+    if backend == "triton":
+        pytest.importorskip("triton")
+    case = on(make_case(dtype=torch.float32, batch=1, rays=RAY_MULTIPLE), device)
+    weights_bar = torch.rand(case.rays[2][..., 1:].shape, generator=torch.Generator().manual_seed(0)).to(device)
     every = torch.cat([weights_bar * HARD, weights_bar, -weights_bar * HARD], 1)
-    torch.testing.assert_close(_gradient(thrice, every), _gradient(case, weights_bar), rtol=1e-5, atol=0.0)
+    alone = _gradient(case, weights_bar, backend)
+    torch.testing.assert_close(_gradient(_thrice(case), every, backend), alone, rtol=1e-5, atol=0.0)
